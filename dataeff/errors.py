@@ -1,0 +1,65 @@
+"""Every error the library raises on purpose, so that a caller can name what it catches.
+
+An error's message gives the value, the rule and the remedy in one or two lines. The library only raises;
+the command line turns `DataeffError` into a message and the exit code the class carries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DataeffError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(DataeffError):
+    """What the user gave cannot be used; nothing was changed."""
+
+    exit_code = 2
+
+
+class StudyError(InputError):
+    """A study file or `StudySpec` breaks a rule."""
+
+
+class CorpusError(InputError):
+    """A corpus or tokenizer cannot be found, read, or is too small for what is asked."""
+
+
+class UnstableValueError(InputError):
+    """A value has no stable bytes, so it cannot enter a run id."""
+
+
+class OffGridError(InputError):
+    """A point is not on the grid."""
+
+
+class NotFoundError(InputError):
+    """A run, study, view or column of that name is not in the database."""
+
+
+class QueryError(InputError):
+    """A SQL query was refused or failed."""
+
+
+class DatabaseError(DataeffError):
+    """The database file cannot be opened, is damaged, or has a schema this version cannot use."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Another process held the database file for longer than the time allowed."""
+
+
+class TrainingError(DataeffError):
+    """An attempt at a run failed for a reason other than divergence."""
+
+
+def nearest(name: object, valid: Iterable[object]) -> str:
+    """Return `'; did you mean X?'` for the valid name closest to `name`, else the list of valid names."""
+    names = [str(v) for v in valid]
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f"did you mean '{close[0]}'? Valid: {', '.join(names)}" if close else f"valid: {', '.join(names)}"

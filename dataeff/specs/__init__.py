@@ -1,0 +1,1 @@
+"""What a user may declare: pure values, no torch, no database."""

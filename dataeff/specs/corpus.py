@@ -1,0 +1,55 @@
+"""What text is trained on and how it becomes tokens; declared here, built by `dataeff.data`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dataeff.specs.run import Spec
+
+EMBEDDED_CORPUS = "state-of-the-union"
+
+
+class CorpusSpec(Spec):
+    """Where the documents come from and which are held out.
+
+    `name` names the embedded corpus (`state-of-the-union`), or, with `path` or `hugging_face`, labels your own.
+    Documents are ordered by the hash of their text; the first are held out, whole, until `validation_fraction`
+    of the bytes is reached; the rest, in that order, are the training tokens, of which a budget is the first D.
+    """
+
+    name: str = EMBEDDED_CORPUS
+    path: str | None = Field(default=None, description="file, directory or glob of .txt, .md, .jsonl, .parquet (.gz, .xz)")
+    hugging_face: str | None = Field(default=None, description="dataset name, needs the extra dataeff[hugging-face]")
+    split: str = Field(default="train", description="of the Hugging Face dataset")
+    text_field: str = Field(default="text", description="JSONL key or Parquet column that holds a document")
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="of the bytes, in whole documents")
+    passage_bytes: int | None = Field(
+        default=None, ge=256, description="cut documents, after the split, into passages of about this size, each then a document"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CorpusSpec:
+        if self.path and self.hugging_face:
+            raise ValueError("give path or hugging_face, not both")
+        if not self.path and not self.hugging_face and self.name != EMBEDDED_CORPUS:
+            raise ValueError(f"no corpus is named '{self.name}'; use '{EMBEDDED_CORPUS}', or give path or hugging_face")
+        return self
+
+
+class TokenizerSpec(Spec):
+    """Byte-level BPE trained on the training documents, a `tokenizer.json`, or a named one from the Hugging Face hub."""
+
+    kind: Literal["bpe", "file", "hugging_face"] = "bpe"
+    vocabulary: int | None = Field(default=None, ge=257, description="for bpe: tokens, the 256 bytes and <|endoftext|> included")
+    path: str | None = Field(default=None, description="for file: a tokenizer.json")
+    name: str | None = Field(default=None, description="for hugging_face: such as meta-llama/Llama-3.1-8B")
+
+    @model_validator(mode="after")
+    def _what_the_kind_needs(self) -> TokenizerSpec:
+        needed = {"bpe": "vocabulary", "file": "path", "hugging_face": "name"}[self.kind]
+        for key in ("vocabulary", "path", "name"):
+            if (getattr(self, key) is not None) != (key == needed):
+                raise ValueError(f"kind = '{self.kind}' needs {needed} and nothing else; {key} is {getattr(self, key)!r}")
+        return self

@@ -1,0 +1,102 @@
+"""The grid: the lattice of hyper-parameter values that a search walks.
+
+A point is a tuple of indices, one an axis, in the order of the axes. Its neighbours differ by one step on one
+axis. An axis of one value is fixed. An edge beyond which nothing can lie (weight decay 0, one epoch, dropout 0)
+is natural: an optimum there is no boundary case. The grid knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from dataeff.errors import OffGridError
+
+Point = tuple[int, ...]
+
+NATURAL_LOWER_EDGE = {"weight_decay": 0.0, "epochs": 1.0, "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes and their rising values, e.g. `Grid({"lr": (1e-3, 3e-3), "epochs": (1, 2, 4)})`."""
+
+    axes: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise OffGridError("the grid has no axes; give at least one, such as lr = [1e-3, 3e-3]")
+        for name, values in self.axes.items():
+            if not values:
+                raise OffGridError(f"axis {name} is empty; give at least one value")
+            if any(b <= a for a, b in zip(values, values[1:], strict=False)):
+                raise OffGridError(f"axis {name} is {list(values)}: values must rise strictly; use {sorted(set(values))}")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.axes)
+
+    @cached_property
+    def shape(self) -> Point:
+        return tuple(len(values) for values in self.axes.values())
+
+    @property
+    def size(self) -> int:
+        """Number of points on the grid."""
+        return prod(self.shape)
+
+    @property
+    def middle(self) -> Point:
+        """The middle of every axis; the lower of the two where there is no middle (cheaper, and less likely to diverge)."""
+        return tuple((length - 1) // 2 for length in self.shape)
+
+    def values(self, point: Point) -> dict[str, float]:
+        """Return the value of each axis at `point`."""
+        return {name: values[i] for (name, values), i in zip(self.axes.items(), point, strict=True)}
+
+    def point(self, values: Mapping[str, float]) -> Point:
+        """Return the point that has exactly these values. Raises `OffGridError`, which lists what is on the axis."""
+        indices = []
+        for name, axis in self.axes.items():
+            if name not in values or values[name] not in axis:
+                raise OffGridError(f"{name} = {values.get(name)} is not on the grid; valid: {list(axis)}")
+            indices.append(axis.index(values[name]))
+        return tuple(indices)
+
+    def nearest(self, values: Mapping[str, float]) -> Point:
+        """Return the point whose values are nearest, axis by axis (the lower one of two); an axis not given takes its middle."""
+        return tuple(
+            min(range(len(axis)), key=lambda i, axis=axis, name=name: abs(axis[i] - values[name])) if name in values else middle
+            for (name, axis), middle in zip(self.axes.items(), self.middle, strict=True)
+        )
+
+    def __contains__(self, point: object) -> bool:
+        return (
+            isinstance(point, tuple)
+            and len(point) == len(self.shape)
+            and all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
+        )
+
+    def step(self, point: Point, axis: int, by: int) -> Point | None:
+        """Return the point `by` steps along `axis`, or None beyond the edge."""
+        index = point[axis] + by
+        return (*point[:axis], index, *point[axis + 1 :]) if 0 <= index < self.shape[axis] else None
+
+    def neighbours(self, point: Point) -> list[Point]:
+        """Return every in-grid point one step away, lower before upper, axis by axis."""
+        steps = (self.step(point, axis, by) for axis in range(len(self.shape)) for by in (-1, 1))
+        return [p for p in steps if p is not None]
+
+    def edges(self, point: Point) -> list[tuple[str, str]]:
+        """Return (axis, "lower" | "upper") for each edge `point` lies on that is neither natural nor of a fixed axis."""
+        found = []
+        for (name, values), i in zip(self.axes.items(), point, strict=True):
+            if len(values) == 1:
+                continue
+            if i == 0 and values[0] != NATURAL_LOWER_EDGE.get(name):
+                found.append((name, "lower"))
+            if i == len(values) - 1:
+                found.append((name, "upper"))
+        return found

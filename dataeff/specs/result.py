@@ -1,0 +1,152 @@
+"""What a run folder holds: the facts from which the database can always be rebuilt.
+
+    <run id>/spec.json            the RunSpec, written before training
+    <run id>/attempts/0001.json   one Attempt a try, written at its start and again at its end
+    <run id>/checkpoint/          present while an attempt is under way; removed when the run is finished
+    <run id>/weights.safetensors  final weights, before result.json
+    <run id>/result.json          the RunResult; its presence is what makes a run finished
+    <run id>/lock                 held by the process that trains the run
+
+Every file is written to a temporary name, synced, then renamed: a reader sees all of it or none.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Outcome = Literal["running", "finished", "diverged", "out_of_memory", "preempted", "killed", "failed"]
+
+
+class _Fact(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Evaluation(_Fact):
+    """Validation loss at one step, in nats per token, over the run's fixed validation sequences."""
+
+    step: int
+    tokens: int
+    val_loss: float | None  # None where it was not finite
+    standard_error: float | None  # of the mean over validation sequences
+
+
+class Curve(_Fact):
+    """Training curve: one entry an interval of steps, at its last step; means over the interval."""
+
+    step: list[int]
+    tokens: list[int]
+    train_loss: list[float | None]  # nats per token
+    gradient_norm: list[float | None]  # before clipping
+    lr: list[float]
+
+
+class Attempt(_Fact):
+    """One try at a run: where, when, how it ended."""
+
+    run_id: str
+    number: int
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: Outcome = "running"
+    reason: str | None = None
+    host: str
+    process_id: int
+    device: str
+
+
+class RunResult(_Fact):
+    """The outcome of a finished or diverged run. Losses in nats per token on the `validation` split."""
+
+    run_id: str
+    status: Literal["finished", "diverged"]
+    reason: str | None  # why it counts as diverged
+    val_loss: float | None
+    val_loss_standard_error: float | None
+    train_loss: float | None  # mean over the last interval of the curve
+    evaluations: list[Evaluation]
+    curve: Curve
+    steps: int  # steps done; fewer than asked when diverged
+    tokens_seen: int
+    parameters_total: int
+    parameters_non_embedding: int
+    training_flops: int
+    wall_seconds: float  # all attempts together
+    tokens_per_second: float  # training only, evaluations left out
+    model_flops_utilisation: float | None  # None where the device's peak is not known
+    peak_memory_bytes: int | None
+    device: str  # such as "cpu (AMD EPYC)" or "cuda (NVIDIA H100)"
+    host: str
+    torch_version: str
+    started_at: datetime
+    ended_at: datetime
+    weights_bytes: int | None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Every file name of one run, in one place."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder beside the database file: `<name>.files/` for `<name>.duckdb`."""
+
+    path: Path
+
+    @classmethod
+    def beside(cls, database: Path) -> Store:
+        return cls(database.with_name(database.stem + ".files"))
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.runs / run_id)
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write `path` so that it is there whole or not at all, even across a kill or a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
