@@ -7,7 +7,6 @@ Loss is validation cross-entropy in nats per token.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -158,7 +157,7 @@ class RunSpec(TrainingSpec):
         require_whole_steps(self.seed_tokens, self.batch_size, self.model.context_length)
         return self
 
-    @cached_property
+    @property
     def run_id(self) -> str:
         return identity(self.model_dump(exclude_defaults=True))
 

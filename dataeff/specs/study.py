@@ -11,13 +11,12 @@ import hashlib
 import re
 import tomllib
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from dataeff.errors import StudyError, nearest
+from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.grid import Grid, Point
@@ -148,7 +147,10 @@ class StudySpec(Spec):
             if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
                 raise ValueError(f"recipes.{name}: {', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed")
             if isinstance(recipe.start, dict):
-                self.grid_of(name).point({**recipe.fixed, **recipe.start})
+                try:
+                    self.grid_of(name).point({**recipe.fixed, **recipe.start})
+                except OffGridError as error:
+                    raise ValueError(f"recipes.{name}.start: {error}") from None
             for seed_tokens in self.seed_tokens:
                 batch_sizes = self.grid_of(name).axes.get("batch_size", (self.training.batch_size,))
                 for batch_size in batch_sizes:
@@ -173,7 +175,7 @@ class StudySpec(Spec):
         names = [*self.grid, *(axis for axis in fixed if axis not in self.grid)]
         return Grid({name: (fixed[name],) if name in fixed else tuple(self.grid[name]) for name in names})
 
-    @cached_property
+    @property
     def cells(self) -> list[Cell]:
         """Every cell, each after the cells whose optimum it starts from."""
         found: list[Cell] = []

@@ -1,0 +1,1 @@
+"""From text to fingerprinted token files: documents, split, tokenizer, tokens. No torch, no database."""
