@@ -1,0 +1,146 @@
+"""Coordinate descent as an Optuna sampler: the trials of a study are the results, the sampler says what comes next.
+
+A COMPLETE trial is a result (infinite when diverged) and a PRUNED one counts as diverged. A FAIL trial is as if deleted,
+so its point may be asked for again. RUNNING and WAITING trials are in flight: a trial whose process died blocks
+its point until someone tells it FAIL, as Optuna's heartbeat does.
+
+`optimize` and `ask` may be called from many threads. It does not coordinate processes: two that ask one storage in the
+same instant may get the same point.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import TrialPruned
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from dataeff.errors import InputError, OffGridError
+from dataeff.search.coordinate_descent import Certificate, certificate, needed_points, speculative_points
+from dataeff.specs.grid import Grid, Point
+
+
+def distributions(grid: Grid) -> dict[str, CategoricalDistribution]:
+    """Return the search space of `grid`, for `study.ask(fixed_distributions=...)` and `optuna.trial.create_trial`."""
+    return {name: CategoricalDistribution(tuple(values)) for name, values in grid.axes.items()}
+
+
+class CoordinateDescentSampler(BaseSampler):
+    """Walk a grid to a certified local minimum.
+
+    The objective calls `trial.suggest_categorical(name, values)` for every axis of the grid, or the caller asks with
+    `distributions(grid)`. `start` is one point or several, as values (the middle of the grid unless given); `width` is
+    the number of neighbours polled at a time. When more trials are asked for than a stage needs, the rest speculate
+    on the points likely to be needed next: it buys time with runs, about three times as many with eight in flight and runs
+    that end in random order. A caller who asks for `pending` alone never speculates. `optimize` stops by itself when the
+    certificate is no longer open; should a trial then in flight end better still, another `optimize` goes on from it.
+    Raises `OffGridError` for a start, a result or a parameter that is not on the grid, `InputError` for a study that
+    does not minimise one objective or when every point is run or running.
+    """
+
+    def __init__(self, grid: Grid, start: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, width: int = 2) -> None:
+        if width < 1:
+            raise InputError(f"width is {width}: a stage needs at least one point; give 1 or more")
+        starts = [start] if isinstance(start, Mapping) else start or ()
+        self.grid = grid
+        self.starts = tuple(grid.point(values) for values in starts)
+        self.width = width
+        self._space = distributions(grid)
+        self._lock = threading.Lock()
+        # Optuna stores a trial's parameters only after `sample_relative` has returned.
+        self._handed_out: dict[tuple[str, int], Point] = {}  # by study and trial number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        starts = [self.grid.values(point) for point in self.starts]
+        return type(self), (self.grid, starts, self.width)  # what is handed out belongs to the threads of one process
+
+    def pending(self, study: Study) -> list[dict[str, Any]]:
+        """Return the values of the points the current stage still needs, without speculation; `ask` hands them out in order.
+
+        Empty, with nothing in flight, only when `certificate` is not open or the whole grid has diverged.
+        """
+        with self._lock:
+            results, in_flight = self._read(study)
+        needed = needed_points(results, self.grid, self.starts, in_flight, self.width)
+        return [self.grid.values(point) for point in needed]
+
+    def certificate(self, study: Study) -> Certificate:
+        """Return the certificate of the study's results."""
+        with self._lock:
+            results, _ = self._read(study)
+        return certificate(results, self.grid)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._space)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        if list(study.directions) != [StudyDirection.MINIMIZE]:
+            wanted = ", ".join(direction.name.lower() for direction in study.directions)
+            raise InputError(f"the study's direction is {wanted}: the loss is minimised; create it with direction='minimize'")
+        with self._lock:
+            results, in_flight = self._read(study)
+            points = speculative_points(results, self.grid, self.starts, in_flight, 1, self.width)
+            if not points:
+                self._refuse(study)
+            self._handed_out[study.study_name, trial.number] = points[0]
+        return self.grid.values(points[0])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> NoReturn:
+        raise OffGridError(
+            f"{param_name} is not an axis of the grid; valid: {', '.join(self.grid.names)}. Add it to the grid, or fix it"
+        )
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Stop `optimize` once nothing is needed. Runs before the trial's state is stored, so its result is added here."""
+        with self._lock:
+            results, _ = self._read(study)
+        point = self._point(trial)
+        if point is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
+            results.setdefault(point, values[0] if state == TrialState.COMPLETE and values else math.inf)
+        if not needed_points(results, self.grid, self.starts, width=self.width):
+            _stop(study)
+
+    def _refuse(self, study: Study) -> NoReturn:
+        message = f"all {self.grid.size} points of the grid are run or running; there is none left to ask for"
+        if _stop(study):
+            raise TrialPruned(message)  # ends this trial alone; an error would end the workers still running, too
+        raise InputError(message)
+
+    def _read(self, study: Study) -> tuple[dict[Point, float], set[Point]]:
+        """Return the results and the points in flight. Of several results of one point the first counts."""
+        results: dict[Point, float] = {}
+        in_flight: set[Point] = set()
+        for trial in study.get_trials(deepcopy=False):
+            key = (study.study_name, trial.number)
+            if trial.state.is_finished():
+                self._handed_out.pop(key, None)
+            point = self._point(trial) or self._handed_out.get(key)
+            if point is None or trial.state == TrialState.FAIL:
+                continue
+            if not trial.state.is_finished():
+                in_flight.add(point)
+            else:
+                results.setdefault(point, trial.values[0] if trial.state == TrialState.COMPLETE else math.inf)
+        return results, in_flight
+
+    def _point(self, trial: FrozenTrial) -> Point | None:
+        """Return the trial's point, or None while it lacks an axis. `fixed_params` is where `enqueue_trial` puts values."""
+        values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        return self.grid.point(values) if all(name in values for name in self.grid.names) else None
+
+
+def _stop(study: Study) -> bool:
+    """Stop the running `study.optimize`; return False when there is none, as under ask and tell."""
+    try:
+        study.stop()
+    except RuntimeError:  # what Optuna raises outside `optimize`, and all it raises here
+        return False
+    return True
