@@ -1,0 +1,378 @@
+"""The command line: reads arguments, calls the library, prints, and exits.
+
+Exit codes: 0 done, 1 a run or the database failed, 2 bad input, 130 stopped by Ctrl-C. Nothing heavy (torch, optuna,
+sqlmodel) is imported before a command needs it, so that `--help` answers at once. Answers go to standard output,
+progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dataeff.errors import DataeffError, InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dataeff.records.store import Database
+    from dataeff.specs.study import Study
+
+app = typer.Typer(
+    name="dataeff",
+    help="Which training recipe gets the lowest loss out of a fixed amount of text?\n\n"
+    "Declare a study in TOML, run it, and ask the DuckDB file what came out.",
+    epilog="Start with: dataeff run quickstart, then: dataeff answer quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="a study file, or the name of a carried one, such as quickstart")]
+DatabaseOption = Annotated[
+    Path, typer.Option("--database", "-d", envvar="DATAEFF_DATABASE", help="the DuckDB file; its runs lie beside it, in NAME.files/")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print rows as JSON")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="print rows as CSV")]
+DEFAULT_DATABASE = Path("dataeff.duckdb")
+
+
+def _console(error: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=error, highlight=False)
+
+
+def _load(name: str) -> Study:
+    from dataeff.specs.study import Study
+
+    return Study.load(name)
+
+
+def _database(path: Path) -> Database:
+    from dataeff.records.store import Database
+
+    return Database(path)
+
+
+def _show(columns: list[str], rows: list[Any], as_json: bool, as_csv: bool, title: str | None = None) -> None:
+    from dataeff.terminal import print_rows, write_rows
+
+    if as_json or as_csv:
+        write_rows(columns, rows, "json" if as_json else "csv")
+    else:
+        print_rows(_console(), columns, rows, title)
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; works after a command too")] = False,
+) -> None:
+    if version:
+        from dataeff import __version__
+
+        print(f"dataeff {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
+    """Say what a study would train and what that would cost.
+
+    Nothing is trained. The first plan of a corpus tokenizes it, as `run` would.
+
+    \b
+    Example: dataeff plan studies/laptop.toml
+    """
+    from dataeff.price import price
+
+    with _progress() as progress:
+        priced = price(_load(study), _database(database), progress)
+    columns = ["recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours"]
+    if as_json:
+        _show([*columns], priced.rows, True, False)
+        return
+    from dataeff.terminal import count, duration, print_rows
+
+    shown = [(r, count(d), size, count(n), *rest, count(f), duration(h * 3600)) for r, d, size, n, *rest, f, h in priced.rows]
+    print_rows(_console(), columns, shown)
+    print(
+        f"\nabout {priced.runs} runs to train, {count(priced.flops)} FLOPs, {duration(priced.seconds)} on {priced.workers} "
+        f"worker{'s' * (priced.workers > 1)}\nspeed: {priced.speed}\n"
+        "expected runs are an estimate: a search decides as it goes and ends when its optimum is certified"
+    )
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default one a GPU, else one a CPU core")] = None,
+    executor: Annotated[str, typer.Option(help="local (worker processes) or inline (this process)")] = "local",
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL; default a journal in NAME.files/optuna.log")] = None,
+) -> None:
+    """Train what a study is missing and print its answer.
+
+    Every run is recorded. Stop it with Ctrl-C, or kill it, at any moment; the same command goes on where it was.
+
+    \b
+    Example: dataeff run quickstart
+    Example: DATAEFF_DATABASE=~/runs.duckdb dataeff run mine.toml --workers 1
+    """
+    from dataeff.errors import nearest
+
+    executors = ("local", "inline")
+    if executor not in executors:
+        raise InputError(f"--executor {executor}: no such executor; {nearest(executor, executors)}")
+    loaded = _load(study)
+    stopped = _launch(loaded, database, workers, executor, storage)
+    if stopped:
+        raise typer.Exit(130)
+    _print_answer(loaded.spec.name, database, False)
+
+
+def _launch(study: Study, database: Path, workers: int | None, executor: str, storage: str | None) -> bool:
+    """Run the study under the live view; return whether it was stopped. Raises `DataeffError` if runs failed."""
+    import signal
+
+    import optuna
+
+    from dataeff.execution.inline import InlineExecutor
+    from dataeff.execution.local import LocalExecutor
+    from dataeff.launch import Launch
+    from dataeff.terminal import LiveView
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    console = _console(error=True)
+    with (InlineExecutor() if executor == "inline" else LocalExecutor(workers)) as pool, LiveView(console) as view:
+        with _progress() as progress:
+            launch = Launch(study, database, pool, storage, progress)
+        console.print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", soft_wrap=True)
+
+        def interrupt(number: int, frame: object) -> None:
+            if launch.stopping:
+                raise KeyboardInterrupt
+            launch.stop()
+
+        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            launch.run(view.show)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            view.finish(launch)
+    if launch.stopping:
+        console.print("stopped; the same command goes on where this ended")
+    elif launch.failures:
+        raise DataeffError(f"{len(launch.failures)} run(s) failed, see above; `dataeff run` tries them again")
+    return launch.stopping
+
+
+class _progress:
+    """Shows the building of tokens as a bar on standard error; nothing when it takes no time."""
+
+    def __enter__(self) -> Any:
+        from rich.progress import Progress
+
+        self._bars = Progress(console=_console(error=True), transient=True)
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+        return self
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(help="name of a recorded study; all of them when left out")] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+) -> None:
+    """Show the recorded studies, or the cells of one.
+
+    \b
+    Example: dataeff status quickstart
+    """
+    from dataeff.records import queries
+
+    with _database(database).read() as connection:
+        columns, rows = queries.studies(connection) if study is None else queries.cells(connection, study)
+    _show(columns, rows, as_json, as_csv)
+
+
+@app.command()
+def answer(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
+    """Print the table a study exists for.
+
+    Limits, asymptotes and data efficiency, each with its interval.
+
+    \b
+    Example: dataeff answer quickstart
+    """
+    name = _load(study).spec.name if Path(study).suffix == ".toml" else study
+    _print_answer(name, database, as_json)
+
+
+def _print_answer(name: str, database: Path, as_json: bool) -> None:
+    from dataeff.reports.answer import answer_rows, answer_text
+
+    with _database(database).read() as connection:
+        columns, rows = answer_rows(connection, name)
+        text = answer_text(connection, name)
+    _show(columns, rows, as_json, False)
+    if not as_json:
+        print("\n" + text)
+
+
+@app.command()
+def runs(
+    where: Annotated[list[str] | None, typer.Option("--where", "-w", help="a SQL condition, such as 'lr < 0.01'; all given must hold")] = None,
+    sort: Annotated[str, typer.Option("--sort", "-s", help="a column; a minus before it sorts downwards")] = "val_loss",
+    columns: Annotated[str | None, typer.Option("--columns", "-c", help="comma-separated columns, or 'all'")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="rows at most; 0 for all")] = 50,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+) -> None:
+    """List runs, filtered and sorted by any column.
+
+    \b
+    Example: dataeff runs --where "weight_decay > 1" --sort=-val_loss --limit 10
+    Example: dataeff runs --limit 0 --columns run_id,lr,epochs,val_loss --csv > runs.csv
+    """
+    from dataeff.records import queries
+
+    chosen = None if columns is None else [name.strip() for name in columns.split(",")]
+    with _database(database).read() as connection:
+        names, rows = queries.runs(connection, where or [], sort, chosen, limit)
+    _show(names, rows, as_json, as_csv)
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="a run id or the beginning of one")],
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one run: spec, losses, cost, attempts, cells.
+
+    \b
+    Example: dataeff show 4f2a
+    """
+    from dataeff.records import queries
+
+    with _database(database).read() as connection:
+        found = queries.run_details(connection, run_id)
+    if as_json:
+        import json
+
+        print(json.dumps(found, default=str, indent=1))
+        return
+    from dataeff.terminal import cell_text, print_rows
+
+    for name, value in found["run"].items():
+        if name != "spec":
+            print(f"{name:>25}  {cell_text(value)}")
+    for title in ("evaluations", "attempts", "cells"):
+        rows = found[title]
+        print()
+        print_rows(_console(), list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+
+
+@app.command()
+def sql(
+    query: Annotated[str | None, typer.Argument(help="one SQL query; a prompt when left out; - reads standard input")] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    parquet: Annotated[Path | None, typer.Option(help="write the rows to this Parquet file")] = None,
+) -> None:
+    """Ask the database in SQL, read-only. Tables and views are described in db/README.md.
+
+    \b
+    Example: dataeff sql "select recipe, seed_tokens, limit_loss, e_low, e_high from asymptote"
+    Example: dataeff sql "from run where epochs >= 8" --parquet runs.parquet
+    """
+    from dataeff.records import queries
+    from dataeff.terminal import write_rows
+
+    opened = _database(database)
+    if query is None and sys.stdin.isatty():
+        from dataeff.prompt import prompt
+
+        prompt(opened, _console())
+        return
+    text = sys.stdin.read() if query in (None, "-") else query
+    with opened.read() as connection:
+        columns, rows = queries.query(connection, text)
+    if parquet:
+        write_rows(columns, rows, "parquet", parquet)
+        print(f"{len(rows)} rows written to {parquet}", file=sys.stderr)
+    else:
+        _show(columns, rows, as_json, as_csv)
+
+
+@app.command()
+def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
+    """List the corpora tokenized beside this database.
+
+    \b
+    Example: dataeff corpora
+    """
+    from dataeff.data.tokens import built_tokens
+    from dataeff.specs.result import Store
+
+    columns = ["name", "fingerprint", "vocabulary", "train_tokens", "validation_tokens", "train_bytes", "validation_bytes", "folder"]
+    built = built_tokens(Store.beside(database))
+    _show(columns, [[str(getattr(tokens, name)) if name == "folder" else getattr(tokens, name) for name in columns] for tokens in built], as_json, as_csv)
+
+
+@app.command()
+def doctor(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
+    """Check versions, devices, file system and database.
+
+    \b
+    Example: dataeff doctor
+    """
+    from dataeff.doctor import examine
+
+    findings = examine(database)
+    _show(["check", "state", "finding"], [list(finding) for finding in findings], as_json, False)
+    if any(state == "bad" for _, state, _ in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: turns `DataeffError` into a message and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except DataeffError as error:
+        if debug:
+            raise
+        print(f"dataeff: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("dataeff: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+__all__ = ["NotFoundError", "app", "main"]

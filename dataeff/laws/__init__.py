@@ -1,0 +1,1 @@
+"""Scaling laws and their fits. Numpy and scipy only; knows no database."""

@@ -1,0 +1,164 @@
+"""The small reads behind the command line: plain SQL over a read-only connection, names checked first.
+
+Where a function returns (columns, rows), both are as DuckDB gives them. Losses are in nats per token. Nothing here
+writes, fits or formats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import duckdb
+
+from dataeff.errors import NotFoundError, QueryError, nearest
+
+Answer = tuple[list[str], list[tuple[Any, ...]]]
+
+RUN_COLUMNS = (
+    *("run_id", "status", "corpus_name", "seed_tokens", "parameters_total", "lr", "weight_decay", "epochs", "train_seed"),
+    *("val_loss", "wall_seconds", "ended_at"),
+)
+
+
+def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> Answer:
+    """Run SQL of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and what it suggests."""
+    try:
+        found = connection.execute(text, list(parameters))
+        return [column[0] for column in found.description or []], found.fetchall()
+    except duckdb.Error as error:
+        raise QueryError(f"the query failed: {error}") from error
+
+
+def known_results(connection: duckdb.DuckDBPyConnection, run_ids: Iterable[str]) -> dict[str, float]:
+    """Return the loss of each of these runs that is recorded, `math.inf` for a diverged one."""
+    return _losses(connection, "list_contains($1, run_id)", [list(run_ids)])
+
+
+def recorded_losses(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, float]:
+    """Return the loss of every recorded run on the corpus of this fingerprint, `math.inf` for a diverged one."""
+    return _losses(connection, "corpus = $1", [corpus])
+
+
+def _losses(connection: duckdb.DuckDBPyConnection, condition: str, parameters: list[Any]) -> dict[str, float]:
+    rows = connection.execute(f"SELECT run_id, val_loss FROM run WHERE {condition}", parameters).fetchall()
+    return {run_id: math.inf if loss is None else loss for run_id, loss in rows}
+
+
+def missing(connection: duckdb.DuckDBPyConnection, run_ids: Iterable[str]) -> list[str]:
+    """Return those of these runs that are not recorded, in the order given."""
+    wanted = list(dict.fromkeys(run_ids))
+    known = known_results(connection, wanted)
+    return [run_id for run_id in wanted if run_id not in known]
+
+
+def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
+    """Return the median training FLOP/s of the finished runs of each size, by total parameters."""
+    text = """SELECT parameters_total, median(training_flops / wall_seconds) FROM run
+        WHERE status = 'finished' AND wall_seconds > 0 GROUP BY ALL"""
+    return dict(connection.execute(text).fetchall())
+
+
+def runs(
+    connection: duckdb.DuckDBPyConnection,
+    where: Sequence[str] = (),
+    sort: str = "val_loss",
+    columns: Sequence[str] | None = None,
+    limit: int = 50,
+) -> Answer:
+    """Return (columns, rows) of the runs for which every SQL condition in `where` holds.
+
+    `sort` is a column, with a minus before it to sort downwards; NULLs come last. `columns` defaults to the ones people
+    look at first; `["all"]` is every column. `limit` 0 is no limit. Raises `NotFoundError` with the nearest column name,
+    `QueryError` for a condition that DuckDB refuses.
+    """
+    valid = [name for name, *_ in connection.execute("DESCRIBE run").fetchall()]
+    chosen = valid if columns is not None and list(columns) == ["all"] else list(columns or RUN_COLUMNS)
+    for name in (*chosen, sort.removeprefix("-")):
+        if name not in valid:
+            raise NotFoundError(f"'{name}' is not a column of run; {nearest(name, valid)}")
+    names = ", ".join(f'"{name}"' for name in chosen)
+    direction = "DESC" if sort.startswith("-") else "ASC"
+    conditions = " AND ".join(f"(\n{condition}\n)" for condition in where) or "true"
+    order = f'"{sort.removeprefix("-")}" {direction} NULLS LAST, run_id'
+    try:
+        return query(connection, f"SELECT {names} FROM run WHERE {conditions} ORDER BY {order} LIMIT {limit or 'ALL'}")
+    except QueryError as error:
+        raise QueryError(f"{error}\nThe columns of run are: {', '.join(valid)}") from error
+
+
+def run_details(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str, Any]:
+    """Return one run by its id or the beginning of it: `run` (a dict of its row, empty of values where it never ended),
+    `evaluations`, `attempts` and `cells` (lists of dicts).
+
+    Raises `NotFoundError` when no run or more than one begins so.
+    """
+    text = (
+        "SELECT run_id FROM (SELECT run_id FROM run UNION SELECT run_id FROM attempt) WHERE starts_with(run_id, $1) ORDER BY ALL"
+    )
+    found = [row[0] for row in connection.execute(text, [run_id]).fetchall()]
+    if not found:
+        raise NotFoundError(f"no run id begins with '{run_id}'; `dataeff runs` lists them")
+    if len(found) > 1:
+        raise NotFoundError(f"{len(found)} run ids begin with '{run_id}'; give more of it: {', '.join(found[:5])}")
+    cells = """SELECT cell_id, role, number, coordinates, coalesce(best_run.run_id = trial.run_id, false) AS is_best
+        FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1 ORDER BY cell_id"""
+    row = _records(connection, "SELECT * FROM run WHERE run_id = $1", found[0])
+    return {
+        "run": row[0] if row else {"run_id": found[0], "status": None},
+        "evaluations": _records(connection, "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step", found[0]),
+        "attempts": _records(connection, "SELECT * EXCLUDE run_id FROM attempt WHERE run_id = $1 ORDER BY number", found[0]),
+        "cells": _records(connection, cells, found[0]),
+    }
+
+
+def _records(connection: duckdb.DuckDBPyConnection, text: str, run_id: str) -> list[dict[str, Any]]:
+    columns, rows = query(connection, text, [run_id])
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def studies(connection: duckdb.DuckDBPyConnection) -> Answer:
+    """Return (columns, rows): one row a recorded study, the counts of its cells by state, its recorded runs."""
+    return query(
+        connection,
+        """SELECT study.name AS study, count(certificate.cell_id) AS cells, count_if(state = 'certified') AS certified,
+            count_if(state = 'boundary') AS boundary, count_if(state = 'open') AS open,
+            (SELECT count(DISTINCT run_id) FROM trial JOIN run USING (run_id) JOIN cell USING (cell_id)
+             WHERE cell.study = study.name) AS runs, updated_at, question
+        FROM study LEFT JOIN certificate ON certificate.study = study.name GROUP BY ALL ORDER BY study.name""",
+    )
+
+
+def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
+    """Return (columns, rows): one row a cell of the study, its optimum and certificate.
+
+    Raises `NotFoundError` with the nearest name of a study.
+    """
+    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
+    if study not in names:
+        raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
+    return query(
+        connection,
+        """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, best.val_loss_mean, seeds, lr, weight_decay,
+            epochs, runs, diverged, search_ended_at, certificate.reason
+        FROM best_run AS best JOIN certificate USING (cell_id) JOIN cell USING (cell_id)
+        WHERE best.study = $1 ORDER BY best.recipe, best.seed_tokens, best.parameters_total""",
+        [study],
+    )
+
+
+def names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the names of every table, view, column and macro of the database."""
+    text = """SELECT table_name FROM information_schema.tables UNION SELECT column_name FROM information_schema.columns
+        UNION SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY ALL"""
+    return [name for (name,) in connection.execute(text).fetchall()]
+
+
+def health(connection: duckdb.DuckDBPyConnection) -> str:
+    """Return one line: schema version and how much is recorded."""
+    version, *counts = connection.execute(
+        """SELECT (SELECT max(version) FROM schema_migration), (SELECT count(*) FROM run), (SELECT count(*) FROM study),
+            (SELECT count(*) FROM attempt WHERE outcome = 'running')"""
+    ).fetchone()
+    return f"schema version {version}, {counts[0]} runs, {counts[1]} studies, {counts[2]} attempts under way when last seen"

@@ -1,0 +1,117 @@
+"""What a launch writes down, gathered and written in few, short transactions.
+
+The launch says what happened; `flush` writes it. What could not be written yet stays gathered, and what is lost with
+the process is found again in the run folders. Nothing here decides what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from dataeff.records.ingest import ingest, record_cells, record_study, record_trials
+from dataeff.records.queries import recorded_losses
+from dataeff.records.store import Database
+from dataeff.specs.grid import Point
+from dataeff.specs.result import RunFolder
+from dataeff.specs.study import Cell, Study
+
+FIRST_WRITE_SECONDS = 60.0
+
+
+class Recorder:
+    """Gathers runs, trials and cells of one study for the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._folders: dict[Path, RunFolder] = {}
+        self._trials: list[dict[str, Any]] = []
+        self._cells: dict[str, dict[str, Any]] = {}
+        self._changed: set[str] = set()  # cells whose row is not written as it stands
+        self._corpus: dict[str, str] = {}
+
+    def begin(self, study: Study, cells: Sequence[Cell], corpus: str, corpus_name: str, vocabulary: int) -> dict[str, float]:
+        """Record the study and its cells, and return the loss of every recorded run on the corpus (inf: diverged).
+
+        Cells that the study no longer has, or whose grid has changed, are taken out with their trials; runs stay.
+        Raises `DatabaseError` when the database cannot be written.
+        """
+        spec = study.spec
+        self._corpus = {corpus: corpus_name}
+        for cell in cells:
+            model = spec.model(cell.size, vocabulary)
+            self._cells[cell.id] = {
+                "cell_id": cell.id,
+                "study": spec.name,
+                "recipe": cell.recipe,
+                "recipe_limit": spec.recipes[cell.recipe].limit,
+                "seed_tokens": cell.seed_tokens,
+                "size": cell.size.name,
+                "parameters_total": model.parameters_total,
+                "parameters_non_embedding": model.parameters_non_embedding,
+                "axes": {name: list(values) for name, values in cell.grid.axes.items()},
+                "shape": list(cell.grid.shape),
+                "starts": [],
+                "max_runs": spec.resources.max_runs_per_cell,
+                "search_ended_at": None,
+                "search_stopped": None,
+            }
+        with self._database.write(FIRST_WRITE_SECONDS) as connection:
+            record_study(connection, spec.name, spec.question, spec.baseline, study.source, spec.model_dump(mode="json"))
+            self._keep_known(connection, spec.name, corpus)
+            record_cells(connection, self._cells.values())
+            return recorded_losses(connection, corpus)
+
+    def _keep_known(self, connection: duckdb.DuckDBPyConnection, study: str, corpus: str) -> None:
+        """Take out what an earlier text of the study left, and keep what earlier launches knew of the cells that stay."""
+        known = connection.execute(
+            "SELECT cell_id, axes, starts::JSON, search_ended_at, search_stopped FROM cell WHERE study = $1", [study]
+        )
+        import json
+
+        for cell_id, axes, starts, ended, stopped in known.fetchall():
+            row = self._cells.get(cell_id)
+            if row is not None and json.loads(axes) == row["axes"]:
+                row |= {"starts": json.loads(starts), "search_ended_at": ended, "search_stopped": stopped}
+            else:
+                connection.execute("DELETE FROM trial WHERE cell_id = $1", [cell_id])
+                connection.execute("DELETE FROM cell WHERE cell_id = $1", [cell_id])
+        connection.execute(
+            """DELETE FROM trial WHERE cell_id IN (SELECT cell_id FROM cell WHERE study = $1)
+               AND run_id IN (SELECT run_id FROM run WHERE corpus <> $2)""",
+            [study, corpus],
+        )
+
+    def run(self, folder: RunFolder) -> None:
+        """A run folder has news: a result, or an attempt that ended."""
+        self._folders[folder.path] = folder
+
+    def trial(self, cell: Cell, run_id: str, role: str, number: int, point: Point) -> None:
+        """A cell has used a run: as a point of its search, or to repeat its optimum under another seed."""
+        self._trials.append({"cell_id": cell.id, "run_id": run_id, "role": role, "number": number, "coordinates": list(point)})
+
+    def search_opened(self, cell: Cell, starts: Sequence[Point]) -> None:
+        """A cell's search has begun, at these points."""
+        self._change(cell, {"starts": [list(point) for point in starts], "search_ended_at": None, "search_stopped": None})
+
+    def search_ended(self, cell: Cell, stopped: str | None) -> None:
+        """A cell's search has ended; `stopped` says why, when it was not by its certificate."""
+        self._change(cell, {"search_ended_at": datetime.now(UTC), "search_stopped": stopped})
+
+    def _change(self, cell: Cell, values: Mapping[str, Any]) -> None:
+        self._cells[cell.id] |= values
+        self._changed.add(cell.id)
+
+    def flush(self, timeout: float) -> None:
+        """Write what has been gathered, in one transaction. Raises `DatabaseBusyError` after `timeout` seconds and keeps it all."""
+        if not (self._folders or self._trials or self._changed):
+            return
+        with self._database.write(timeout) as connection:
+            ingest(connection, self._folders.values(), self._corpus)
+            record_trials(connection, self._trials)
+            record_cells(connection, [self._cells[cell_id] for cell_id in self._changed])
+        self._folders, self._trials, self._changed = {}, [], set()

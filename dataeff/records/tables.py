@@ -1,0 +1,177 @@
+"""The tables as SQLModel classes: the declared schema, and what `Database.session()` returns rows of.
+
+The schema itself is created by `db/migrations/*.sql`; a test holds the two together. Meanings and units of every
+column are in `db/README.md`. Rows are written in bulk by plain SQL, never through these classes. `metric` and
+`evaluation` have a primary key here alone: DuckDB keeps no index over them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, JSON, TIMESTAMP, BigInteger, Double, Integer
+from sqlmodel import Field, SQLModel
+
+
+def _count(**keywords: Any) -> Any:
+    """A BIGINT column; SQLModel alone would take 32 bits."""
+    return Field(sa_type=BigInteger, **keywords)
+
+
+def _real(**keywords: Any) -> Any:
+    """A DOUBLE column; SQLModel alone would take 32 bits."""
+    return Field(sa_type=Double, **keywords)
+
+
+def _time(**keywords: Any) -> Any:
+    return Field(sa_type=TIMESTAMP(timezone=True), **keywords)
+
+
+class SchemaMigration(SQLModel, table=True):
+    __tablename__ = "schema_migration"
+
+    version: int = Field(primary_key=True)
+    name: str
+    applied_at: datetime = _time()
+
+
+class SchemaViews(SQLModel, table=True):
+    __tablename__ = "schema_views"
+
+    hash: str = Field(primary_key=True)
+    applied_at: datetime = _time()
+
+
+class Run(SQLModel, table=True):
+    __tablename__ = "run"
+
+    run_id: str = Field(primary_key=True)
+    status: str
+    reason: str | None
+    corpus: str
+    corpus_name: str | None
+    seed_tokens: int = _count()
+    parameters_total: int = _count()
+    parameters_non_embedding: int = _count()
+    hidden: int = _count()
+    layers: int = _count()
+    heads: int = _count()
+    kv_heads: int = _count()
+    feed_forward: int = _count()
+    vocabulary: int = _count()
+    context_length: int = _count()
+    lr: float = _real()
+    weight_decay: float = _real()
+    epochs: int = _count()
+    batch_size: int = _count()
+    optimizer: str
+    dropout: float = _real()
+    order: str
+    precision: str
+    train_seed: int = _count()
+    data_seed: int = _count()
+    trainer_version: int = _count()
+    val_loss: float | None = _real()
+    val_loss_standard_error: float | None = _real()
+    train_loss: float | None = _real()
+    steps: int = _count()
+    tokens_seen: int = _count()
+    training_flops: float = _real()
+    wall_seconds: float = _real()
+    tokens_per_second: float = _real()
+    model_flops_utilisation: float | None = _real()
+    peak_memory_bytes: int | None = _count()
+    device: str
+    host: str
+    torch_version: str
+    started_at: datetime = _time()
+    ended_at: datetime = _time()
+    spec: dict[str, Any] = Field(sa_type=JSON)
+    recorded_at: datetime = _time()
+
+
+class Metric(SQLModel, table=True):
+    __tablename__ = "metric"
+
+    run_id: str = Field(primary_key=True)
+    step: int = _count(primary_key=True)
+    tokens: int = _count()
+    name: str = Field(primary_key=True)
+    value: float | None = _real()
+
+
+class Evaluation(SQLModel, table=True):
+    __tablename__ = "evaluation"
+
+    run_id: str = Field(primary_key=True)
+    step: int = _count(primary_key=True)
+    tokens: int = _count()
+    split: str = Field(primary_key=True)
+    val_loss: float | None = _real()
+    standard_error: float | None = _real()
+
+
+class Attempt(SQLModel, table=True):
+    __tablename__ = "attempt"
+
+    run_id: str = Field(primary_key=True)
+    number: int = _count(primary_key=True)
+    started_at: datetime = _time()
+    ended_at: datetime | None = _time()
+    outcome: str
+    reason: str | None
+    host: str
+    process_id: int = _count()
+    device: str
+
+
+class Study(SQLModel, table=True):
+    __tablename__ = "study"
+
+    name: str = Field(primary_key=True)
+    question: str | None
+    baseline: str | None
+    text: str
+    text_hash: str
+    started_at: datetime = _time()
+    updated_at: datetime = _time()
+    spec: dict[str, Any] = Field(sa_type=JSON)
+
+
+class Cell(SQLModel, table=True):
+    __tablename__ = "cell"
+
+    cell_id: str = Field(primary_key=True)
+    study: str
+    recipe: str
+    recipe_limit: str
+    seed_tokens: int = _count()
+    size: str
+    parameters_total: int = _count()
+    parameters_non_embedding: int = _count()
+    axes: dict[str, list[float]] = Field(sa_type=JSON)
+    shape: list[int] = Field(sa_type=ARRAY(Integer))
+    starts: list[list[int]] = Field(sa_type=JSON)
+    max_runs: int | None = _count()
+    search_ended_at: datetime | None = _time()
+    search_stopped: str | None
+
+
+class Trial(SQLModel, table=True):
+    __tablename__ = "trial"
+
+    cell_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    role: str
+    number: int = _count()
+    coordinates: list[int] = Field(sa_type=ARRAY(Integer))
+
+
+class Artifact(SQLModel, table=True):
+    __tablename__ = "artifact"
+
+    run_id: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    path: str
+    bytes: int = _count()

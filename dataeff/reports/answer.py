@@ -1,0 +1,103 @@
+"""The answer of a study: one table and the sentences that say what it means, with its doubt.
+
+Every number comes from the views `asymptote`, `data_law`, `data_efficiency`, `best_run`, `certificate` and `noise`;
+nothing is computed here that SQL does not show.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dataeff.errors import NotFoundError, nearest
+
+if TYPE_CHECKING:
+    import duckdb
+
+ROWS = """
+SELECT limits.recipe, limits.seed_tokens, limits.kind AS limit_kind, limits.limit_loss,
+    limits.e_low AS limit_low, limits.e_high AS limit_high, trained.val_loss AS best_trained, trained.size AS best_size,
+    limits.certified, limits.boundary, limits.open,
+    efficiency.tokens_needed, efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
+    concat_ws('; ', limits.reason, efficiency.reason) AS reason
+FROM asymptote AS limits
+JOIN study ON study.name = limits.study
+LEFT JOIN data_efficiency AS efficiency USING (study, recipe, seed_tokens)
+LEFT JOIN (
+    SELECT study, recipe, seed_tokens, min(val_loss_mean) AS val_loss, arg_min(size, val_loss_mean) AS size
+    FROM best_run GROUP BY ALL
+) AS trained USING (study, recipe, seed_tokens)
+WHERE limits.study = $study
+ORDER BY limits.recipe <> study.baseline, limits.recipe, limits.seed_tokens
+"""
+
+
+def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return (columns, rows): one row a recipe and D. Losses in nats per token on the validation split.
+
+    Raises `NotFoundError` for a study that is not in the database.
+    """
+    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
+    if study not in names:
+        raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
+    found = connection.execute(ROWS, {"study": study})
+    return [column[0] for column in found.description], found.fetchall()
+
+
+def answer_text(connection: duckdb.DuckDBPyConnection, study: str) -> str:
+    """Return the answer in sentences: the question, what each recipe is worth at the largest D, and what is in doubt."""
+    columns, rows = answer_rows(connection, study)
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
+    lines = [str(question)]
+    largest = max((record["seed_tokens"] for record in records), default=None)
+    base = next((r for r in records if r["recipe"] == baseline and r["seed_tokens"] == largest), None)
+    for record in records:
+        if record["seed_tokens"] == largest and record["recipe"] != baseline:
+            lines.append(_sentence(record, base))
+    lines += ["", *_doubts(connection, study)]
+    return "\n".join(lines)
+
+
+def _loss(record: dict[str, Any]) -> str:
+    if record["limit_loss"] is None:
+        return f"no limit ({record['reason']})"
+    interval = ""
+    if record["limit_low"] is not None:
+        interval = f", 90% interval {record['limit_low']:.3f} to {record['limit_high']:.3f}"
+    return f"{record['limit_loss']:.3f} nats/token ({record['limit_kind']}{interval})"
+
+
+def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
+    said = f"At D = {record['seed_tokens']:,} seed tokens, {record['recipe']} reaches {_loss(record)}"
+    if base is not None:
+        said += f"; {base['recipe']} reaches {_loss(base)}"
+    if record["data_efficiency"] is None:
+        return f"{said}. Data efficiency: none ({record['reason']})."
+    interval = ""
+    if record["data_efficiency_low"] is not None:
+        high = record["data_efficiency_high"]
+        interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
+    return f"{said}. By {base['recipe'] if base else 'the baseline'}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data."
+
+
+def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    """Say how sure this is: noise, certificates, degrees of freedom."""
+    noise = connection.execute("SELECT noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1", [study]).fetchone()
+    lines = []
+    if noise and noise[0] is not None:
+        lines.append(f"Run-to-run noise: sd {noise[0]:.4f} nats/token from {noise[1]} degrees of freedom (optima repeated under other seeds).")
+    elif noise:
+        lines.append(f"Run-to-run noise is not known ({noise[2]}), so limits have no interval.")
+    cells = connection.execute(
+        "SELECT state, recipe, seed_tokens, size, reason FROM certificate WHERE study = $1 ORDER BY ALL", [study]
+    ).fetchall()
+    states = [cell[0] for cell in cells]
+    lines.append(f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}.")
+    lines += [f"  {state}: {recipe}, D = {d:,}, {size}: {reason}" for state, recipe, d, size, reason in cells if state != "certified"]
+    for recipe, points in connection.execute(
+        "SELECT recipe, max(points) FROM asymptote WHERE study = $1 AND kind = 'asymptote' GROUP BY recipe", [study]
+    ).fetchall():
+        if points == 3:
+            lines.append(f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form.")
+    lines.append("Intervals cover run-to-run noise only, not the choice of the law's form; losses are validation cross-entropy.")
+    return lines

@@ -1,0 +1,71 @@
+"""Charts as pure functions from frames to Altair: no query, no file, no page.
+
+Frames are lists of records, as `dataeff.reports.frames` makes them. The same charts serve the command line, the
+report, the dashboard and notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from dataeff.reports.theme import light, recipe_colours
+
+Records = list[dict[str, Any]]
+
+
+def limits_chart(points: Records, laws: Records, limits: Records, recipes: Sequence[str], title: str) -> alt.HConcatChart:
+    """Return loss against total parameters (log), one panel a budget D: the paper's first figure.
+
+    `points`: one record a cell (recipe, seed_tokens, size, parameters_total, val_loss, low, high, state).
+    `laws`: the fitted laws on a fine grid (recipe, seed_tokens, parameters_total, val_loss), drawn dashed.
+    `limits`: one record a recipe and D (recipe, seed_tokens, limit_loss, limit_low, limit_high, kind), drawn dotted.
+    Losses in nats per token.
+    """
+    colours = recipe_colours(recipes)
+    colour = alt.Color("recipe:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title="recipe")
+    losses = [r[k] for r in (*points, *laws) for k in ("val_loss", "low", "high") if r.get(k) is not None]
+    losses += [r["limit_loss"] for r in limits if r["limit_loss"] is not None]
+    low, high = (min(losses), max(losses)) if losses else (0, 1)
+    margin = 0.04 * (high - low)
+    scale = alt.Scale(domain=[low - margin, high + margin], zero=False, nice=False)
+    budgets = sorted({record["seed_tokens"] for record in points})
+    panels = []
+    for place, seed_tokens in enumerate(budgets):
+
+        def of_budget(records: Records, seed_tokens: int = seed_tokens) -> alt.Data:
+            return alt.Data(values=[r for r in records if r["seed_tokens"] == seed_tokens])
+
+        y_axis = alt.Axis(title="validation loss (nats/token)" if place == 0 else None, labels=place == 0, ticks=False)
+        x = alt.X("parameters_total:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="parameters (total)").axis(
+            format="~s", tickCount=4
+        )
+        y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
+        tooltip = ["recipe:N", "size:N", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
+        panels.append(
+            alt.layer(
+                alt.Chart(of_budget(limits))
+                .mark_rule(strokeDash=[2, 3], strokeWidth=1.5)
+                .encode(y=alt.Y("limit_loss:Q", scale=scale, axis=y_axis), color=colour),
+                alt.Chart(of_budget(laws)).mark_line(strokeDash=[6, 4], strokeWidth=1.5).encode(x=x, y=y, color=colour),
+                alt.Chart(of_budget(points)).mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
+                alt.Chart(of_budget(points))
+                .mark_point(size=70, strokeWidth=2)
+                .encode(
+                    x=x,
+                    y=y,
+                    color=colour,
+                    fill=alt.condition("datum.state === 'certified'", colour, alt.value("white")),
+                    tooltip=tooltip,
+                ),
+            ).properties(width=230, height=300, title=f"D = {seed_tokens:,} tokens")
+        )
+    note = "dashed: law over N   dotted: limit   filled: certified optimum, hollow: on the grid's edge or open   bars: 90%, seed noise"
+    return (
+        alt.hconcat(*panels, spacing=12)
+        .resolve_scale(y="shared", color="shared")
+        .properties(title=alt.TitleParams(title, subtitle=note))
+        .configure(**light())
+    )

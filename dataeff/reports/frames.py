@@ -1,0 +1,52 @@
+"""The queries behind the charts: a read-only connection in, lists of records out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import duckdb
+
+Records = list[dict[str, Any]]
+
+POINTS = """
+SELECT recipe, best.seed_tokens, best.size, best.parameters_total, best.val_loss_mean AS val_loss, state,
+    best.val_loss_mean - 1.645 * noise_sd / sqrt(seeds) AS low, best.val_loss_mean + 1.645 * noise_sd / sqrt(seeds) AS high
+FROM best_run AS best JOIN certificate USING (cell_id, study, recipe) LEFT JOIN noise USING (study)
+WHERE study = $study AND best.val_loss_mean IS NOT NULL
+ORDER BY ALL
+"""
+
+# The law of each recipe and D, drawn from half its smallest size to four times its largest.
+LAWS = """
+WITH span AS (
+    SELECT study, recipe, seed_tokens, min(parameters_total) / 2 AS low, max(parameters_total) * 4 AS high
+    FROM best_run WHERE study = $study GROUP BY ALL
+)
+SELECT recipe, seed_tokens, low * power(high / low, i / 60) AS parameters_total,
+    a * power(low * power(high / low, i / 60) / 1e9, -alpha) + e AS val_loss
+FROM asymptote JOIN span USING (study, recipe, seed_tokens), range(61) AS steps(i)
+WHERE kind = 'asymptote' AND limit_loss IS NOT NULL
+ORDER BY ALL
+"""
+
+LIMITS = """
+SELECT recipe, seed_tokens, limit_loss, e_low AS limit_low, e_high AS limit_high, kind
+FROM asymptote WHERE study = $study AND limit_loss IS NOT NULL ORDER BY ALL
+"""
+
+
+def records(connection: duckdb.DuckDBPyConnection, query: str, study: str) -> Records:
+    """Return the rows of one of this module's queries, for one study."""
+    found = connection.execute(query, {"study": study})
+    names = [column[0] for column in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    """Return the study's recipes, the baseline first."""
+    found = connection.execute(
+        "SELECT DISTINCT recipe, recipe <> baseline FROM cell JOIN study ON study.name = cell.study WHERE study = $1 ORDER BY 2, 1",
+        [study],
+    )
+    return [recipe for recipe, _ in found.fetchall()]

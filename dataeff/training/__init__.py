@@ -1,0 +1,1 @@
+"""Training: `train(spec, folder, tokens, validation)` turns one RunSpec into one finished run folder."""

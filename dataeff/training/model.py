@@ -1,0 +1,207 @@
+"""The decoder: a Llama-style transformer in one file, its configuration `dataeff.specs.run.ModelSpec`.
+
+Pre-norm residual blocks of RMSNorm, rotary grouped-query attention and SwiGLU; no biases; the output head is not
+tied to the embedding. Modules, weight names and layouts are those of Hugging Face's `LlamaForCausalLM`, so a state
+dict of one loads into the other. Every sequence is self-contained: T tokens in, T - 1 predictions out.
+It does not generate text, keep a cache of keys and values, or know how it is trained.
+
+Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataeff.specs.run import ModelSpec
+
+INIT_STD = 0.02
+NORM_EPSILON = 1e-5
+IGNORED = -100  # the target of a last token, which has no next one
+
+# The loss is taken over chunks of rows, which never holds all (B*T, V) logits. On accelerators torch picks the chunk
+# (LinearCrossEntropyOptions, chunking_method "auto"). On a CPU 256 rows stay in cache and out of fresh pages: whole
+# steps ran 1.3 to 1.5 times as fast at widths 16 and 32 with V = 1,024 (see benchmarks/training.py).
+CPU_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+DEVICE_CHUNK = nn.LinearCrossEntropyOptions()
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """x (..., I) times weight (O, I) transposed, its three products done by oneDNN instead of BLAS, in float32 on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return _product(gradient, weight.t()), _product(gradient.flatten(0, -2).t(), x.flatten(0, -2).t())
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+# MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors; oneDNN, which torch carries too, does, and its products
+# run at twice the speed there. Torch calls it for a float32 linear layer only through this operator, inductor's own.
+# It costs more to call, so small weights stay with BLAS. Whole steps ran 1.1 times as fast at width 64, 1.3 at 128.
+ONEDNN = (
+    platform.machine() == "x86_64" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+ONEDNN_FROM_WEIGHTS = 64 * 64
+
+
+class Linear(nn.Linear):
+    """x (..., inputs) to (..., outputs), without bias; its weight is left for `Decoder` to fill."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self.large = ONEDNN and inputs * outputs >= ONEDNN_FROM_WEIGHTS
+
+    def reset_parameters(self) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.large and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return OneDNNLinear.apply(x, self.weight)
+        return F.linear(x, self.weight)
+
+
+class Embedding(nn.Embedding):
+    """Tokens (...) to (..., C); its weight is left for `Decoder` to fill."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def rotary_tables(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (T, 1, D): angle t * theta^(-2i/D) for pair (i, i + D/2). RoFormer, arXiv 2104.09864."""
+    frequency = spec.rope_theta ** -(torch.arange(0, spec.head_size, 2) / spec.head_size)  # (D/2,)
+    angle = torch.outer(torch.arange(spec.context_length), frequency).repeat(1, 2).unsqueeze(1)  # (T, 1, D)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x (B, T, heads, D) by its position, in the "rotate half" convention of Hugging Face's Llama."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.head_size, self.grouped = spec.head_size, spec.heads != spec.kv_heads
+        self.q_proj = Linear(spec.hidden, spec.heads * spec.head_size)
+        self.k_proj = Linear(spec.hidden, spec.kv_heads * spec.head_size)
+        self.v_proj = Linear(spec.hidden, spec.kv_heads * spec.head_size)
+        self.o_proj = Linear(spec.heads * spec.head_size, spec.hidden)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        split = (*x.shape[:2], -1, self.head_size)
+        q = rotate(self.q_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, H, T, D)
+        k = rotate(self.k_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(split).transpose(1, 2)  # (B, K, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gate_proj = Linear(spec.hidden, spec.feed_forward)
+        self.up_proj = Linear(spec.hidden, spec.feed_forward)
+        self.down_proj = Linear(spec.feed_forward, spec.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.self_attn, self.mlp = Attention(spec), FeedForward(spec)
+        self.input_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
+        self.post_attention_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), cos, sin), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+
+
+class Trunk(nn.Module):
+    """Tokens (B, T) to final hidden states (B, T, C): all but the output head."""
+
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.embed_tokens = Embedding(spec.vocabulary, spec.hidden)
+        self.layers = nn.ModuleList(Layer(spec, dropout) for _ in range(spec.layers))
+        self.norm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
+        cos, sin = rotary_tables(spec)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        x = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A language model of shape `spec`. `seed` decides the weights, the same on every device and executor.
+
+    Linear and embedding weights are normal with standard deviation 0.02, norms 1, drawn on the CPU from one generator
+    in the order of `named_parameters`. `dropout` acts where GPT-2's does outside attention: on the embedded tokens and
+    on what each attention and feed-forward adds to the residual stream; attention weights are not dropped.
+    """
+
+    def __init__(self, spec: ModelSpec, *, seed: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.model = Trunk(spec, dropout)
+        self.lm_head = Linear(spec.hidden, spec.vocabulary)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in self.parameters():
+                if weight.ndim == 2:
+                    weight.normal_(std=INIT_STD, generator=generator)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, T, V) for tokens (B, T)."""
+        return self.lm_head(self.model(tokens))
+
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Return the mean cross-entropy, in nats per predicted token, of int64 tokens (B, T), to train on.
+
+        The chunked loss returns the dtype of what it is given. Under bfloat16 autocast a mean of bfloat16 would be off by
+        up to 0.4%, so the loss of each token is taken instead, at the cost of one more product with the head's weight, and
+        averaged in float32.
+        """
+        if not torch.is_autocast_enabled(tokens.device.type):
+            return self._cross_entropy(tokens, "mean", self._chunks(tokens))
+        return self._cross_entropy(tokens, "none", self._chunks(tokens)).float().sum() / tokens[:, 1:].numel()
+
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """Return the cross-entropy (B, T - 1), in nats and float32, of each predicted token of int64 tokens (B, T)."""
+        mixed = torch.is_autocast_enabled(tokens.device.type)  # whole logits then, which autocast keeps to float32
+        losses = self._cross_entropy(tokens, "none", None if mixed else self._chunks(tokens))
+        return losses.float().view(tokens.shape)[:, :-1]
+
+    @staticmethod
+    def _chunks(tokens: Tensor) -> nn.LinearCrossEntropyOptions:
+        return CPU_CHUNK if tokens.device.type == "cpu" else DEVICE_CHUNK
+
+    def _cross_entropy(self, tokens: Tensor, reduction: str, chunks: nn.LinearCrossEntropyOptions | None) -> Tensor:
+        hidden, weight = self.model(tokens).flatten(0, 1), self.lm_head.weight  # (B*T, C), (V, C)
+        if chunks and torch.is_autocast_enabled(tokens.device.type):  # the chunked loss casts nothing by itself
+            dtype = torch.get_autocast_dtype(tokens.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()  # (B*T,)
+        return F.linear_cross_entropy(hidden, weight, targets, reduction=reduction, ignore_index=IGNORED, options=chunks)

@@ -1,0 +1,316 @@
+"""The trainer: one RunSpec in, one finished run folder out.
+
+A run is a function of its spec. The order of the sequences is drawn from the data seed and the epoch, dropout from the
+train seed and the step; so a run resumed from a checkpoint ends in the same bits as one that never stopped, on the same
+device and version of torch. Tokens live on the device; losses and gradient norms stay there too and are read
+at checks, every hundredth of the run and at least every 50 steps: there divergence is seen and checkpoints are written.
+It does not read corpora, hold locks, write attempts or talk to a database.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dataeff.errors import CorpusError, InputError, TrainingError
+from dataeff.specs.result import Evaluation, RunFolder, RunResult, write_atomically
+from dataeff.specs.run import RunSpec
+from dataeff.training.checkpoint import CheckpointError, State, load_checkpoint, save_checkpoint, save_weights
+from dataeff.training.device import compile_pays, describe_device, one_thread, peak_flops, peak_memory_bytes, pick_device
+from dataeff.training.evaluate import validation_loss
+from dataeff.training.model import Decoder
+from dataeff.training.optim import learning_rate, optimizers, warmup_steps
+from dataeff.training.step import accumulate_gradients, sequence_order, uniform_loss_bound
+
+log = logging.getLogger(__name__)
+
+CURVE_POINTS = 100  # at most, a run
+STEPS_BETWEEN_CHECKS = 50  # at most
+PROGRESS_SECONDS = 0.25  # at least, between two calls of on_progress
+
+
+class OutOfMemory(TrainingError):
+    """Not even one sequence at a time fits on the device."""
+
+
+class Preempted(TrainingError):
+    """The run was asked to stop; a checkpoint of its last step is in its folder."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Losses in nats per token; the last ones read, None before the first."""
+
+    run_id: str
+    step: int
+    steps: int
+    tokens_seen: int
+    tokens_per_second: float
+    train_loss: float | None
+    val_loss: float | None
+
+
+@dataclass
+class _Run:
+    """The state of one call of `train`."""
+
+    spec: RunSpec
+    folder: RunFolder
+    device: torch.device
+    tokens: Tensor  # (D/T, T), int32
+    validation: Tensor  # (S, T), int32
+    evaluate_at: set[int]
+    on_progress: Callable[[Progress], None] | None
+    model: Decoder
+    optimizers: list[Optimizer]
+    state: State
+    unread: list[Tensor] = field(default_factory=list)  # [loss, gradient norm] of each step since the last check
+    diverged: str | None = None
+    last_progress: float = -math.inf
+
+    def __post_init__(self) -> None:
+        steps = self.spec.steps
+        self.interval = math.ceil(steps / CURVE_POINTS)
+        self.tenth = math.ceil(steps / 10)
+        self.warmup = warmup_steps(steps, self.spec.warmup_fraction)
+        self.rows = self.spec.batch_size
+        self.parameters = list(self.model.parameters())
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.earlier_seconds, self.started = self.state.wall_seconds, time.monotonic()
+        self.order, self.order_epoch = torch.empty(0), -1
+
+    def update(self) -> None:
+        """Do one optimiser step and leave its loss and gradient norm, unread, on the device."""
+        spec, step = self.spec, self.state.step
+        epoch, place = divmod(step, spec.steps_per_epoch)
+        if epoch != self.order_epoch:
+            self.order, self.order_epoch = sequence_order(spec, epoch).to(self.device), epoch
+        if spec.dropout:
+            torch.manual_seed(int(np.random.SeedSequence((spec.train_seed, step)).generate_state(1)[0]))
+        batch = self.tokens[self.order[place * spec.batch_size : (place + 1) * spec.batch_size]]  # (B, T)
+        loss, self.rows = accumulate_gradients(self.model, batch, spec.precision, self.rows)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.gradient_clip)
+        lr = learning_rate(step, spec.steps, spec.lr, spec.warmup_fraction)
+        for group in self.groups:
+            group["lr"] = lr
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.unread += [loss, norm]
+        self.state.step += 1
+
+    def check(self) -> None:
+        """Read what the steps left on the device into the curve, and see whether the run has diverged."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        self.unread.clear()
+        first = self.state.step - len(values) // 2
+        for step, (loss, norm) in enumerate(zip(values[::2], values[1::2], strict=True), start=first + 1):
+            self._read(step, loss, norm)
+            if self.diverged:
+                break
+
+    def _read(self, step: int, loss: float, norm: float) -> None:
+        spec, state = self.spec, self.state
+        state.losses.append(loss)
+        state.gradient_norms.append(norm)
+        state.tenth_sum, state.tenth_steps = state.tenth_sum + loss, state.tenth_steps + 1
+        if not math.isfinite(loss):
+            self.diverged = f"train loss is {loss} at step {step} of {spec.steps}"
+        if step % self.tenth == 0 or step == spec.steps:
+            mean, begin = state.tenth_sum / state.tenth_steps, step - state.tenth_steps
+            if begin >= max(self.warmup, self.tenth) and mean > uniform_loss_bound(spec) and not self.diverged:
+                self.diverged = (
+                    f"mean train loss of steps {begin + 1} to {step} of {spec.steps} is {mean:.4g}, above an "
+                    f"untrained model's ({uniform_loss_bound(spec):.4g}; uniform is {math.log(spec.model.vocabulary):.4g})"
+                )
+            state.tenth_sum, state.tenth_steps = 0.0, 0
+        if step % self.interval == 0 or step == spec.steps or self.diverged:
+            self._extend_curve(step)
+
+    def _extend_curve(self, step: int) -> None:
+        state, curve = self.state, self.state.curve
+        curve.step.append(step)
+        curve.tokens.append(step * self.spec.batch_size * self.spec.model.context_length)
+        for values, column in ((state.losses, curve.train_loss), (state.gradient_norms, curve.gradient_norm)):
+            mean = sum(values) / len(values)
+            column.append(mean if math.isfinite(mean) else None)
+            values.clear()
+        curve.lr.append(learning_rate(step - 1, self.spec.steps, self.spec.lr, self.spec.warmup_fraction))
+
+    def evaluate(self) -> None:
+        """Append the validation loss after this step to the state."""
+        loss, error = validation_loss(self.model, self.validation, self.spec.precision)
+        step, finite = self.state.step, math.isfinite(loss)
+        tokens = step * self.spec.batch_size * self.spec.model.context_length
+        entry = Evaluation(step=step, tokens=tokens, val_loss=loss if finite else None, standard_error=error if finite else None)
+        self.state.evaluations.append(entry)
+        if step == self.spec.steps and not finite:
+            self.diverged = f"validation loss is {loss} after the last step, {step}"
+
+    def report(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self.on_progress is None or not (force or now - self.last_progress >= PROGRESS_SECONDS):
+            return
+        self.last_progress = now
+        spec, state = self.spec, self.state
+        seen = state.step * spec.batch_size * spec.model.context_length
+        self.on_progress(
+            Progress(
+                run_id=spec.run_id,
+                step=state.step,
+                steps=spec.steps,
+                tokens_seen=seen,
+                tokens_per_second=seen / state.training_seconds,
+                train_loss=state.curve.train_loss[-1] if state.curve.train_loss else None,
+                val_loss=state.evaluations[-1].val_loss if state.evaluations else None,
+            )
+        )
+
+    def loop(self, checkpoint_seconds: float, should_stop: Callable[[], bool] | None) -> None:
+        """Train to the last step, to divergence, or until `should_stop`, from which `Preempted` is raised."""
+        spec, state = self.spec, self.state
+        every = min(self.interval, STEPS_BETWEEN_CHECKS)
+        saved = began = time.monotonic()
+        while state.step < spec.steps and not self.diverged:
+            self.update()
+            stop = should_stop is not None and should_stop()
+            if not (stop or state.step % every == 0 or state.step in self.evaluate_at):
+                continue
+            self.check()
+            state.training_seconds += time.monotonic() - began
+            if state.step in self.evaluate_at and not self.diverged:
+                self.evaluate()
+            now = time.monotonic()
+            state.wall_seconds = self.earlier_seconds + now - self.started
+            self.report(force=state.step == spec.steps)
+            unfinished = state.step < spec.steps and not self.diverged
+            if unfinished and (stop or now - saved >= checkpoint_seconds):
+                save_checkpoint(self.folder.checkpoint, state, self.model, self.optimizers)
+                saved = time.monotonic()
+            if unfinished and stop:
+                raise Preempted(f"run {spec.run_id} was asked to stop after step {state.step} of {spec.steps}; train it again")
+            began = time.monotonic()
+
+
+def _tensor(tokens: np.ndarray, shape: tuple[int, ...], what: str, spec: RunSpec, device: torch.device) -> Tensor:
+    if tokens.size != math.prod(shape):
+        raise CorpusError(f"{what} has {tokens.size} tokens; run {spec.run_id} asks for {' x '.join(map(str, shape))}")
+    if tokens.min() < 0 or tokens.max() >= spec.model.vocabulary:
+        raise CorpusError(
+            f"{what} has token ids from {tokens.min()} to {tokens.max()}; valid for a vocabulary of "
+            f"{spec.model.vocabulary}: 0 to {spec.model.vocabulary - 1}; was it made with another tokenizer?"
+        )
+    return torch.from_numpy(tokens.astype(np.int32)).view(shape).to(device)
+
+
+def _finished(spec: RunSpec, folder: RunFolder) -> RunResult | None:
+    if not folder.result.exists():
+        return None
+    result = RunResult.model_validate_json(folder.result.read_text())
+    if result.run_id != spec.run_id:
+        raise InputError(f"{folder.path} holds run {result.run_id}, not {spec.run_id}; give each run its own folder")
+    return result
+
+
+def _start(spec: RunSpec, folder: RunFolder, device: torch.device) -> tuple[Decoder, list[Optimizer], State]:
+    """Return model, optimisers and state: of the checkpoint where there is a sound one, else of step 0."""
+    model = Decoder(spec.model, seed=spec.train_seed, dropout=spec.dropout).to(device)
+    held = optimizers(model, spec)
+    state = State(run_id=spec.run_id, started_at=datetime.now(UTC))
+    if (folder.checkpoint / "state.json").exists():
+        try:
+            state = load_checkpoint(folder.checkpoint, spec.run_id, model, held)
+        except CheckpointError as error:
+            log.warning("run %s starts afresh: %s", spec.run_id, error)
+    if compile_pays(device, spec.training_flops):
+        model.model.compile()
+    return model, held, state
+
+
+def _finish(run: _Run) -> RunResult:
+    """Write the weights, then result.json, then remove the checkpoint."""
+    spec, state = run.spec, run.state
+    seen = state.step * spec.batch_size * spec.model.context_length
+    speed = seen / state.training_seconds
+    peak = peak_flops(run.device, spec.precision)
+    last = None if run.diverged else state.evaluations[-1]
+    weights_bytes = None if run.diverged else save_weights(run.model, run.folder.weights)
+    result = RunResult(
+        run_id=spec.run_id,
+        status="diverged" if run.diverged else "finished",
+        reason=run.diverged,
+        val_loss=last.val_loss if last else None,
+        val_loss_standard_error=last.standard_error if last else None,
+        train_loss=state.curve.train_loss[-1],
+        evaluations=state.evaluations,
+        curve=state.curve,
+        steps=state.step,
+        tokens_seen=seen,
+        parameters_total=spec.model.parameters_total,
+        parameters_non_embedding=spec.model.parameters_non_embedding,
+        training_flops=seen * spec.model.training_flops_per_token,
+        wall_seconds=run.earlier_seconds + time.monotonic() - run.started,
+        tokens_per_second=speed,
+        model_flops_utilisation=spec.model.training_flops_per_token * speed / peak if peak else None,
+        peak_memory_bytes=peak_memory_bytes(run.device),
+        device=describe_device(run.device),
+        host=socket.gethostname(),
+        torch_version=torch.__version__,
+        started_at=state.started_at,
+        ended_at=datetime.now(UTC),
+        weights_bytes=weights_bytes,
+    )
+    write_atomically(run.folder.result, result.model_dump_json(indent=1))
+    shutil.rmtree(run.folder.checkpoint, ignore_errors=True)
+    return result
+
+
+def train(
+    spec: RunSpec,
+    folder: RunFolder,
+    train_tokens: np.ndarray,
+    validation_sequences: np.ndarray,
+    *,
+    device: str = "auto",
+    evaluations: int = 4,
+    checkpoint_seconds: float = 300,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> RunResult:
+    """Train `spec` in `folder` and return its result; at once where it is there already, from the checkpoint if there is one.
+
+    `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). The validation loss is taken
+    `evaluations` times, evenly spaced, the last after the last step. `should_stop` is asked after every step. A run that
+    diverges is a result, with status "diverged", a reason and no weights.
+    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, folder of another run), `OutOfMemory`,
+    `Preempted`. Writes spec.json, checkpoints, weights and result.json; attempts are the caller's.
+    """
+    if (result := _finished(spec, folder)) is not None:
+        return result
+    chosen, length = pick_device(device), spec.model.context_length
+    tokens = _tensor(train_tokens, (spec.seed_tokens // length, length), "the training text", spec, chosen)
+    validation = _tensor(validation_sequences, (spec.validation_sequences, length), "the validation text", spec, chosen)
+    write_atomically(folder.spec, spec.model_dump_json(indent=1))
+    at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
+    with one_thread(chosen), torch.random.fork_rng(enabled=spec.dropout > 0):
+        try:
+            model, held, state = _start(spec, folder, chosen)
+            run = _Run(spec, folder, chosen, tokens, validation, at, on_progress, model, held, state)
+            run.loop(checkpoint_seconds, should_stop)
+            return _finish(run)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"run {spec.run_id}: {spec.model.parameters_total:,} parameters and one sequence of {length} tokens do not fit "
+                f"on {describe_device(chosen)}: {error}; use a smaller model or context, or a device with more memory"
+            ) from error

@@ -1,0 +1,91 @@
+"""Shared by all tests: a study small enough to run for real in seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = """
+question = "Does a study of a few seconds hold together?"
+seed_tokens = [1024, 2048]
+sizes = [
+    { name = "a", hidden = 8, layers = 1, heads = 1, kv_heads = 1, feed_forward = 16 },
+    { name = "b", hidden = 16, layers = 1, heads = 2, kv_heads = 1, feed_forward = 32 },
+    { name = "c", hidden = 32, layers = 1, heads = 2, kv_heads = 1, feed_forward = 64 },
+]
+seeds = [0, 1]
+
+[corpus]
+name = "tiny"
+path = "text"
+validation_fraction = 0.2
+
+[tokenizer]
+kind = "bpe"
+vocabulary = 300
+
+[training]
+context_length = 16
+batch_size = 8
+validation_sequences = 32
+precision = "float32"
+
+[grid]
+lr = [3e-3, 1e-2, 3e-2]
+weight_decay = [0.1, 1.6]
+epochs = [1, 2, 4]
+
+[recipes.standard]
+fixed = { weight_decay = 0.1 }
+limit = "best"
+
+[recipes.regularized]
+base = "standard"
+
+[resources]
+evaluations = 2
+"""
+
+
+def write_tiny_study(folder: Path) -> Path:
+    """Write the tiny study and its text, drawn from the embedded corpus, into `folder`; return the study file."""
+    from dataeff.data.corpora import documents
+    from dataeff.specs.corpus import CorpusSpec
+
+    text = folder / "text"
+    text.mkdir(parents=True)
+    for number, document in enumerate(documents(CorpusSpec(), folder)):
+        if number == 12:
+            break
+        (text / f"{number:02d}.txt").write_text(document[:3000])
+    study = folder / "tiny.toml"
+    study.write_text(TINY)
+    return study
+
+
+def dataeff(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in `cwd`; return what it printed and its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", "dataeff", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny study was run to its end: tiny.toml, dataeff.duckdb, dataeff.files. Do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_tiny_study(folder)
+    done = dataeff("run", "tiny.toml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,0 +1,87 @@
+"""Optimisers and schedule against hand-written closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dataeff.specs.run import RunSpec
+from dataeff.training.model import Decoder
+from dataeff.training.optim import learning_rate, optimizers
+
+
+def decayed(name: str) -> bool:
+    return "norm" not in name and "embed_tokens" not in name
+
+
+def test_adamw_steps_follow_the_closed_form_and_decay_only_matrices(spec: RunSpec) -> None:
+    spec = spec.model_copy(update={"weight_decay": 0.8, "lr": 0.01})
+    model = Decoder(spec.model, seed=0)
+    (adamw,) = optimizers(model, spec)
+    weights = {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
+    m = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    v = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    generator = torch.Generator().manual_seed(0)
+    for t in range(1, 4):
+        for name, weight in model.named_parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            g = weight.grad.double()
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            update = (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.95**t)).sqrt() + 1e-8)
+            decay = 0.8 * weights[name] if decayed(name) else 0.0
+            weights[name] = weights[name] - 0.01 * (update + decay)
+        adamw.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.double(), weights[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_with_no_gradient_only_decayed_weights_shrink_by_lr_times_decay(spec: RunSpec, optimizer: str) -> None:
+    spec = spec.model_copy(update={"weight_decay": 0.4, "lr": 0.1, "optimizer": optimizer})
+    model = Decoder(spec.model, seed=0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    for each in optimizers(model, spec):
+        each.step()
+    for name, weight in model.named_parameters():
+        expected = before[name] * (1 - 0.1 * 0.4) if decayed(name) else before[name]
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_muon_orthogonalises_the_hidden_matrices_and_adamw_has_the_rest(spec: RunSpec) -> None:
+    spec = spec.model_copy(update={"optimizer": "muon", "weight_decay": 0.0, "lr": 0.1})
+    model = Decoder(spec.model, seed=0)
+    adamw, muon = optimizers(model, spec)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    held = [[names[id(w)] for group in o.param_groups for w in group["params"]] for o in (adamw, muon)]
+    assert sorted(held[0] + held[1]) == sorted(names.values())
+    assert all("_proj" in name for name in held[1])
+    assert not any("_proj" in name for name in held[0])
+    weight = model.model.layers[0].mlp.up_proj.weight  # (32, 16)
+    before = weight.detach().clone()
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    singular = torch.linalg.svdvals((weight.detach() - before) / (0.1 * 0.2 * math.sqrt(32)))
+    assert singular.min() > 0.5 and singular.max() < 1.5  # of any gradient: Newton-Schulz leaves them near 1
+
+
+def test_the_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero() -> None:
+    steps, peak = 1000, 3e-3
+    rates = [learning_rate(step, steps, peak, 0.01) for step in range(steps)]
+    assert rates[:10] == pytest.approx([peak * k / 10 for k in range(1, 11)])
+    assert max(rates) == rates[9] == peak
+    middle = 9 + (steps - 9) / 2
+    assert (rates[math.floor(middle)] + rates[math.ceil(middle)]) / 2 == pytest.approx(peak / 2, rel=1e-6)
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert 0 < rates[-1] < 1e-5 * peak
+    assert learning_rate(steps, steps, peak, 0.01) == pytest.approx(0.0, abs=1e-18)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_a_short_run_warms_up_for_one_step_and_starts_at_the_peak(steps: int) -> None:
+    assert learning_rate(0, steps, 0.1, 0.01) == 0.1
+    assert learning_rate(steps - 1, steps, 0.1, 0.01) > 0

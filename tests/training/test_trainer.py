@@ -1,0 +1,258 @@
+"""Whole runs: the same bits every time, with or without interruption; and how runs end."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dataeff.errors import CorpusError, InputError
+from dataeff.specs.result import RunFolder, RunResult
+from dataeff.specs.run import ModelSpec, RunSpec
+from dataeff.training.checkpoint import CheckpointError, load_checkpoint
+from dataeff.training.model import Decoder
+from dataeff.training.optim import learning_rate, optimizers
+from dataeff.training.step import accumulate_gradients, sequence_order
+from dataeff.training.trainer import Preempted, Progress, train
+
+FACTS_OF_TIME = {"wall_seconds", "tokens_per_second", "started_at", "ended_at", "peak_memory_bytes"}
+
+
+def losses(result: RunResult) -> dict[str, object]:
+    return result.model_dump(exclude=FACTS_OF_TIME)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Return a `should_stop` that is true from its `steps`-th call on; it is asked once a step."""
+    calls = iter(range(1, 10**9))
+    return lambda: next(calls) >= steps
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = load_file(first), load_file(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(params=["plain", "dropout, reshuffled", "muon, bfloat16"])
+def variant(request: pytest.FixtureRequest, spec: RunSpec) -> RunSpec:
+    changes = {
+        "plain": {},
+        "dropout, reshuffled": {"dropout": 0.1, "order": "reshuffled"},
+        "muon, bfloat16": {"optimizer": "muon", "precision": "bfloat16"},
+    }
+    return spec.model_copy(update=changes[request.param])
+
+
+def test_the_same_spec_gives_the_same_bits(variant, tmp_path, train_tokens, validation) -> None:
+    first = train(variant, RunFolder(tmp_path / "a"), train_tokens, validation, device="cpu")
+    torch.manual_seed(99)  # nothing outside the spec may matter
+    second = train(variant, RunFolder(tmp_path / "b"), train_tokens, validation, device="cpu")
+    assert losses(first) == losses(second)
+    assert_same_weights(tmp_path / "a/weights.safetensors", tmp_path / "b/weights.safetensors")
+
+
+@pytest.mark.parametrize("stops", [[1], [7, 5], [23]])
+def test_a_run_resumed_after_preemption_ends_in_the_same_bits(variant, stops, tmp_path, train_tokens, validation) -> None:
+    whole = train(variant, RunFolder(tmp_path / "whole"), train_tokens, validation, device="cpu")
+    folder = RunFolder(tmp_path / "parts")
+    for stop in stops:
+        with pytest.raises(Preempted, match="train it again"):
+            train(variant, folder, train_tokens, validation, device="cpu", should_stop=stop_after(stop))
+        assert not folder.result.exists()
+    resumed = train(variant, folder, train_tokens, validation, device="cpu")
+    assert losses(resumed) == losses(whole)
+    assert_same_weights(tmp_path / "whole/weights.safetensors", folder.weights)
+    assert not folder.checkpoint.exists()
+
+
+def test_a_resumed_run_trains_only_the_missing_steps_and_adds_up_its_time(spec, folder, train_tokens, validation) -> None:
+    with pytest.raises(Preempted):
+        train(spec, folder, train_tokens, validation, should_stop=stop_after(20))
+    held = json.loads((folder.checkpoint / "state.json").read_text())["state"]
+    assert held["step"] == 20
+    steps: list[int] = []
+    result = train(spec, folder, train_tokens, validation, on_progress=lambda p: steps.append(p.step))
+    assert min(steps) > 20
+    assert result.wall_seconds > held["wall_seconds"] > 0
+    assert result.started_at.isoformat() == held["started_at"].replace("Z", "+00:00")
+
+
+def test_a_checkpoint_on_disk_holds_no_pickle_and_only_the_last_step(spec, folder, train_tokens, validation) -> None:
+    with pytest.raises(Preempted):
+        train(spec, folder, train_tokens, validation, checkpoint_seconds=0, should_stop=stop_after(5))
+    assert sorted(path.name for path in folder.checkpoint.iterdir()) == ["000000005.safetensors", "state.json"]
+    assert "optimizer.0.0.exp_avg" in load_file(folder.checkpoint / "000000005.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "gone", "state cut short"])
+def test_a_damaged_checkpoint_is_refused_and_the_run_starts_afresh(
+    damage, spec, folder, tmp_path, train_tokens, validation, caplog
+) -> None:
+    with pytest.raises(Preempted):
+        train(spec, folder, train_tokens, validation, should_stop=stop_after(5))
+    tensors, state = folder.checkpoint / "000000005.safetensors", folder.checkpoint / "state.json"
+    content = tensors.read_bytes()
+    if damage == "flipped byte":
+        tensors.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+    elif damage == "cut short":
+        tensors.write_bytes(content[: len(content) // 2])
+    elif damage == "gone":
+        tensors.unlink()
+    else:
+        state.write_bytes(state.read_bytes()[:50])
+    model = Decoder(spec.model, seed=0)
+    with pytest.raises(CheckpointError, match="remove it to start afresh"):
+        load_checkpoint(folder.checkpoint, spec.run_id, model, optimizers(model, spec))
+    resumed = train(spec, folder, train_tokens, validation)
+    assert "starts afresh" in caplog.text
+    whole = train(spec, RunFolder(tmp_path / "whole"), train_tokens, validation)
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(spec, folder, train_tokens, validation) -> None:
+    with pytest.raises(Preempted):
+        train(spec, folder, train_tokens, validation, should_stop=stop_after(2))
+    other = spec.model_copy(update={"lr": 2e-2})
+    model = Decoder(other.model, seed=0)
+    with pytest.raises(CheckpointError, match=spec.run_id):
+        load_checkpoint(folder.checkpoint, "0" * 16, model, optimizers(model, other))
+
+
+@pytest.mark.parametrize("lr", [1e3, 3.0])
+def test_a_run_with_a_huge_learning_rate_is_recorded_as_diverged(lr, spec, folder, train_tokens, validation) -> None:
+    result = train(spec.model_copy(update={"lr": lr}), folder, train_tokens, validation)
+    assert result.status == "diverged"
+    assert result.val_loss is None and result.val_loss_standard_error is None and result.weights_bytes is None
+    assert result.reason is not None and "of 24" in result.reason
+    assert result.steps < 24
+    assert RunResult.model_validate_json(folder.result.read_text()) == result
+
+
+def test_weights_that_overflow_are_told_by_the_step_where_the_loss_was_not_finite(spec, folder, train_tokens, validation) -> None:
+    result = train(spec.model_copy(update={"lr": 1e30}), folder, train_tokens, validation)
+    assert result.status == "diverged" and result.reason is not None
+    assert result.reason.startswith("train loss is nan at step ") or result.reason.startswith("train loss is inf at step ")
+    assert result.train_loss is None and None in result.curve.train_loss
+
+
+def test_a_tiny_learning_rate_is_slow_but_not_diverged(spec, folder, train_tokens, validation) -> None:
+    result = train(spec.model_copy(update={"lr": 1e-9}), folder, train_tokens, validation)
+    assert result.status == "finished"
+    assert result.val_loss == pytest.approx(math.log(spec.model.vocabulary), abs=0.05)
+
+
+def test_a_finished_run_is_returned_without_training_again(spec, folder, train_tokens, validation) -> None:
+    result = train(spec, folder, train_tokens, validation)
+    again = train(spec, folder, np.zeros(0, np.uint16), np.zeros((0, 0), np.uint16), should_stop=lambda: True)
+    assert again == result
+    assert RunSpec.model_validate_json(folder.spec.read_text()) == spec
+    with pytest.raises(InputError, match="its own folder"):
+        train(spec.model_copy(update={"lr": 0.5}), RunFolder(folder.path), train_tokens, validation)
+
+
+def test_a_run_overfits_a_small_text(spec, folder, train_tokens, validation) -> None:
+    result = train(spec.model_copy(update={"epochs": 60}), folder, train_tokens, validation)
+    assert result.status == "finished"
+    assert result.train_loss is not None and result.val_loss is not None
+    assert result.train_loss < result.val_loss - 0.3
+    assert result.evaluations[0].val_loss < math.log(spec.model.vocabulary) - 1
+    assert result.weights_bytes == folder.weights.stat().st_size
+
+
+def test_the_curve_and_the_evaluations_say_when_they_were_taken(spec, folder, train_tokens, validation) -> None:
+    spec = spec.model_copy(update={"epochs": 40})  # 240 steps
+    progress: list[Progress] = []
+    result = train(spec, folder, train_tokens, validation, on_progress=progress.append)
+    assert [e.step for e in result.evaluations] == [60, 120, 180, 240]
+    assert result.evaluations[-1].val_loss == result.val_loss
+    assert result.curve.step == list(range(3, 241, 3))
+    assert result.curve.tokens[-1] == result.tokens_seen == spec.tokens_seen
+    assert result.curve.lr == [learning_rate(step - 1, 240, spec.lr, 0.01) for step in result.curve.step]
+    assert progress[-1].step == 240 and progress[-1].val_loss == result.val_loss
+    assert len(progress) <= 2 + result.wall_seconds / 0.25
+
+
+def test_fewer_steps_than_evaluations_evaluate_after_every_step(spec, folder, train_tokens, validation) -> None:
+    spec = spec.model_copy(update={"epochs": 1, "seed_tokens": 2 * 8 * 16})
+    result = train(spec, folder, train_tokens[: spec.seed_tokens], validation)
+    assert [e.step for e in result.evaluations] == [1, 2]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(model_spec: ModelSpec, rows: int) -> None:
+    batch = torch.randint(model_spec.vocabulary, (8, 16), generator=torch.Generator().manual_seed(0))
+    whole, parts = Decoder(model_spec, seed=0), Decoder(model_spec, seed=0)
+    expected, _ = accumulate_gradients(whole, batch, "float32", 8)
+    loss, used = accumulate_gradients(parts, batch, "float32", rows)
+    assert used == rows
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-7)
+
+
+class SmallMemory(Decoder):
+    """A decoder on a device that holds the activations of so many sequences and no more."""
+
+    capacity = 3
+
+    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        if len(tokens) > self.capacity:
+            raise torch.OutOfMemoryError(f"{len(tokens)} sequences")
+        return super().loss(tokens)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(model_spec: ModelSpec) -> None:
+    batch = torch.randint(model_spec.vocabulary, (8, 16), generator=torch.Generator().manual_seed(0))
+    whole, small = Decoder(model_spec, seed=0), SmallMemory(model_spec, seed=0)
+    expected, _ = accumulate_gradients(whole, batch, "float32", 8)
+    loss, rows = accumulate_gradients(small, batch, "float32", 8)
+    assert rows == 2
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(small.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-7)
+    small.capacity = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        accumulate_gradients(small, batch, "float32", 8)
+
+
+def test_the_order_is_a_permutation_kept_or_drawn_afresh_each_epoch(spec: RunSpec) -> None:
+    fresh = spec.model_copy(update={"order": "reshuffled"})
+    same = [sequence_order(spec, epoch).tolist() for epoch in range(3)]
+    drawn = [sequence_order(fresh, epoch).tolist() for epoch in range(3)]
+    assert same[0] == same[1] == same[2] == drawn[0]
+    assert len({tuple(order) for order in drawn}) == 3
+    assert all(sorted(order) == list(range(48)) for order in same + drawn)
+    assert sequence_order(spec.model_copy(update={"data_seed": 1}), 0).tolist() != same[0]
+
+
+def test_both_seeds_and_the_order_change_the_result(spec, tmp_path, train_tokens, validation) -> None:
+    found = set()
+    for i, change in enumerate(({}, {"train_seed": 1}, {"data_seed": 1}, {"order": "reshuffled"}, {"dropout": 0.1})):
+        result = train(spec.model_copy(update=change), RunFolder(tmp_path / str(i)), train_tokens, validation)
+        found.add(result.val_loss)
+    assert len(found) == 5
+
+
+def test_training_leaves_random_numbers_and_threads_of_the_caller_as_they_were(spec, folder, train_tokens, validation) -> None:
+    random.seed(0)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(spec.model_copy(update={"dropout": 0.1}), folder, train_tokens, validation, device="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+
+
+def test_tokens_that_are_not_the_specs_are_refused(spec, folder, train_tokens, validation) -> None:
+    with pytest.raises(CorpusError, match="48 x 16"):
+        train(spec, folder, train_tokens[:-1], validation)
+    with pytest.raises(CorpusError, match="0 to 63"):
+        train(spec, folder, train_tokens + np.uint16(64), validation)
+    with pytest.raises(InputError, match="use one of: auto"):
+        train(spec, folder, train_tokens, validation, device="abacus")
