@@ -1,7 +1,8 @@
 """Training speed of `dataeff` beside what a user would write instead: Hugging Face's Llama, torch's AdamW, a plain loop.
 
-Both train the same tokens with the same shape, batch, clipping and schedule, on one CPU thread, in turn, so that what else the
-machine does falls on both. Reported: median tokens per second of the rounds, evaluations left out, and the median of the rounds' ratios.
+Both train the same tokens with the same shape, batch, clipping and schedule, on one CPU thread, in turn, so that what
+else the machine does falls on both. Reported: the median of tokens per second over the rounds, evaluations left out, and
+the median of the rounds' ratios.
 
     python benchmarks/training.py [rounds]
 """

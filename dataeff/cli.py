@@ -46,7 +46,8 @@ DEFAULT_DATABASE = Path("dataeff.duckdb")
 def _console(error: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=error, highlight=False)
+    piped = not (sys.stderr if error else sys.stdout).isatty()
+    return Console(stderr=error, highlight=False, width=1000 if piped else None)  # what is piped is not to be cut
 
 
 def _load(name: str) -> Study:
@@ -135,7 +136,7 @@ def run(
     stopped = _launch(loaded, database, workers, executor, storage)
     if stopped:
         raise typer.Exit(130)
-    _print_answer(loaded.spec.name, database, False)
+    _print_answer(loaded.spec.name, database)
 
 
 def _launch(study: Study, database: Path, workers: int | None, executor: str, storage: str | None) -> bool:
@@ -215,26 +216,44 @@ def status(
 
 
 @app.command()
-def answer(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
+def answer(
+    study: StudyArgument,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    plot: Annotated[Path | None, typer.Option(help="draw the answer to this .svg, .png or .html file")] = None,
+) -> None:
     """Print the table a study exists for.
 
     Limits, asymptotes and data efficiency, each with its interval.
 
     \b
     Example: dataeff answer quickstart
+    Example: dataeff answer quickstart --plot answer.svg
     """
     name = _load(study).spec.name if Path(study).suffix == ".toml" else study
-    _print_answer(name, database, as_json)
+    _print_answer(name, database, as_json, as_csv)
+    if plot:
+        from dataeff.reports.charts import save_chart
+        from dataeff.reports.frames import study_limits_chart
+
+        with _database(database).read() as connection:
+            chart = study_limits_chart(connection, name)
+        save_chart(chart, plot)
+        print(f"drawn to {plot}", file=sys.stderr)
 
 
-def _print_answer(name: str, database: Path, as_json: bool) -> None:
-    from dataeff.reports.answer import answer_rows, answer_text
+def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
+    from dataeff.reports.answer import answer_rows, answer_table, answer_text
+    from dataeff.terminal import print_rows
 
     with _database(database).read() as connection:
         columns, rows = answer_rows(connection, name)
-        text = answer_text(connection, name)
-    _show(columns, rows, as_json, False)
-    if not as_json:
+        text = answer_text(connection, name, columns, rows)
+    if as_json or as_csv:
+        _show(columns, rows, as_json, as_csv)
+    else:
+        print_rows(_console(), *answer_table(columns, rows))
         print("\n" + text)
 
 

@@ -75,7 +75,7 @@ def print_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence
         return
     for row in texts:
         table.add_row(*(Text(value, style="dim" if value == "NULL" else "") for value in row))
-    console.print(table, soft_wrap=not console.is_terminal)
+    console.print(table)
     if not rows:
         console.print(Text("(no rows)", style="dim"))
 
@@ -98,8 +98,8 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
 
 
 def point_text(values: Mapping[str, float]) -> str:
-    """Return hyper-parameters as `lr 0.003, weight_decay 0.8, epochs 16`."""
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    """Return hyper-parameters as `lr=0.003 weight_decay=0.8 epochs=16`."""
+    return " ".join(f"{name}={value:g}" for name, value in values.items())
 
 
 def _cell_row(progress: CellProgress) -> list[str | Text]:
@@ -124,8 +124,8 @@ def _cell_row(progress: CellProgress) -> list[str | Text]:
 
 def _view(launch: Launch) -> Group:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("recipe", "D", "size", "state", "best val_loss", "at", "trained", "reused", "running"):
-        table.add_column(name, justify="right" if name in ("D", "best val_loss", "trained", "reused", "running") else "left")
+    for name in ("recipe", "D", "size", "state", "val_loss", "at", "trained", "reused", "running"):
+        table.add_column(name, justify="left" if name in ("recipe", "size", "state", "at") else "right", no_wrap=True)
     for progress in launch.cells.values():
         table.add_row(*_cell_row(progress))
     return Group(table, Text(summary_line(launch)))
@@ -179,6 +179,6 @@ class LiveView:
     def finish(self, launch: Launch) -> None:
         """Print the final table and what went wrong, for good."""
         self.__exit__()
-        self._console.print(_view(launch), soft_wrap=not self._console.is_terminal)
+        self._console.print(_view(launch))
         for failure in launch.failures:
             self._console.print(Text(failure, style="red"), soft_wrap=True)

@@ -43,9 +43,33 @@ def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list
     return [column[0] for column in found.description], found.fetchall()
 
 
-def answer_text(connection: duckdb.DuckDBPyConnection, study: str) -> str:
-    """Return the answer in sentences: the question, what each recipe is worth at the largest D, and what is in doubt."""
-    columns, rows = answer_rows(connection, study)
+def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the rows of `answer_rows` as a table to read: each number beside its 90% interval."""
+    table = []
+    for record in (dict(zip(columns, row, strict=True)) for row in rows):
+        table.append(
+            (
+                record["recipe"],
+                f"{record['seed_tokens']:,}",
+                _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
+                record["limit_kind"],
+                f"{_number(record['best_trained'], None, None, '.3f')} ({record['best_size']})",
+                _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
+            )
+        )
+    return ["recipe", "D", "limit, nats/token", "which is", "best trained", "data efficiency"], table
+
+
+def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    if low is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} [{low:{form}}, {'unbounded' if high is None else f'{high:{form}}'}]"
+
+
+def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """Return what `answer_rows` found in sentences: what each recipe is worth at the largest D, and what is in doubt."""
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
     lines = [str(question)]
@@ -54,6 +78,9 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str) -> str:
     for record in records:
         if record["seed_tokens"] == largest and record["recipe"] != baseline:
             lines.append(_sentence(record, base))
+    for record in records:
+        if record["reason"]:
+            lines.append(f"No number for {record['recipe']} at D = {record['seed_tokens']:,}: {record['reason']}.")
     lines += ["", *_doubts(connection, study)]
     return "\n".join(lines)
 
@@ -89,11 +116,13 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     elif noise:
         lines.append(f"Run-to-run noise is not known ({noise[2]}), so limits have no interval.")
     cells = connection.execute(
-        "SELECT state, recipe, seed_tokens, size, reason FROM certificate WHERE study = $1 ORDER BY ALL", [study]
+        "SELECT state, recipe, seed_tokens, size, edges, reason FROM certificate WHERE study = $1 ORDER BY ALL", [study]
     ).fetchall()
     states = [cell[0] for cell in cells]
     lines.append(f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}.")
-    lines += [f"  {state}: {recipe}, D = {d:,}, {size}: {reason}" for state, recipe, d, size, reason in cells if state != "certified"]
+    for state, recipe, seed_tokens, size, edges, reason in cells:
+        if state != "certified":
+            lines.append(f"  {state}: {recipe}, D = {seed_tokens:,}, {size}: {', '.join(edges) if state == 'boundary' else reason}")
     for recipe, points in connection.execute(
         "SELECT recipe, max(points) FROM asymptote WHERE study = $1 AND kind = 'asymptote' GROUP BY recipe", [study]
     ).fetchall():

@@ -7,10 +7,12 @@ report, the dashboard and notebooks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 
+from dataeff.errors import InputError
 from dataeff.reports.theme import light, recipe_colours
 
 Records = list[dict[str, Any]]
@@ -69,3 +71,14 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
         .properties(title=alt.TitleParams(title, subtitle=note))
         .configure(**light())
     )
+
+
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Write a chart as .svg, .png (two pixels a point) or .html, by the suffix of `path`. Raises `InputError` for another."""
+    if path.suffix not in (".svg", ".png", ".html"):
+        raise InputError(f"{path}: a chart cannot be written as '{path.suffix}'; valid: .svg, .png, .html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".html":
+        chart.save(path, inline=True)
+    else:
+        chart.save(path, scale_factor=2 if path.suffix == ".png" else 1)

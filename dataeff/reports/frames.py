@@ -1,10 +1,11 @@
-"""The queries behind the charts: a read-only connection in, lists of records out."""
+"""The queries behind the charts: a read-only connection in, lists of records out, and the charts drawn from them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import altair as alt
     import duckdb
 
 Records = list[dict[str, Any]]
@@ -50,3 +51,12 @@ def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
         [study],
     )
     return [recipe for recipe, _ in found.fetchall()]
+
+
+def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str) -> alt.HConcatChart:
+    """Return the study's first figure: loss against total parameters, one panel a budget. Raises as `answer_rows` does."""
+    from dataeff.reports.charts import limits_chart
+
+    (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
+    found = [records(connection, query, study) for query in (POINTS, LAWS, LIMITS)]
+    return limits_chart(*found, recipes(connection, study), question)

@@ -90,7 +90,8 @@ FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN seeded USING (cell_id) LEFT J
 -- One row a cell: whether its optimum is certified.
 CREATE OR REPLACE VIEW certificate AS
 WITH best AS (
-    SELECT cell_id, grid_point.coordinates, val_loss, edges, missing, noise_sd, neighbours(grid_point.coordinates, shape) AS around
+    SELECT cell_id, grid_point.coordinates, val_loss, edges, missing, noise_sd,
+        neighbours(grid_point.coordinates, shape) AS around
     FROM grid_point JOIN cell USING (cell_id) LEFT JOIN noise USING (study)
     WHERE is_best
 ), near AS (

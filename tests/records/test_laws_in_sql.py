@@ -73,7 +73,7 @@ def test_the_sql_limit_agrees_with_curve_fit_from_many_starts(recorded):
     compared = 0
     for (x, y), found in zip(problems, sql_fits(recorded, problems), strict=True):
         sse, (_, alpha, e) = scipy_limit(x, y)
-        assert found["sse"] <= sse + 1e-12
+        assert found["sse"] <= sse + 1e-11
         if 0.021 < alpha < 2.99 and e > 1e-6 and sse - found["sse"] < 1e-10:
             compared += 1
             assert found["e"] == pytest.approx(e, abs=1e-3)
@@ -86,7 +86,7 @@ def test_a_limit_that_is_none_says_why(recorded):
         "needs 3 points; there are 2": (x[:2], [3, 2]),
         "needs 3 points; there is 1": ([1, 1, 1], [3, 2, 1]),
         "do not fall": (x, [3.0, 3.1, 3.2, 3.3]),
-        "lower bound 0.02": (x, [4 - 0.1 * np.log(v) for v in x]),
+        "lower bound 0.02": (x, [4 - 0.01 * np.log(v) for v in x]),
         "upper bound 3": (x, [4.0, 3.0, 3.0, 3.0]),
         "limit is at its bound 0": (x, [0.5 * v**-0.5 for v in x[:3]] + [0.5 * 0.8**-0.5 - 0.01]),
     }
