@@ -34,9 +34,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="a study file, or the name of a carried one, such as quickstart")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="a study file, or the name of a carried study")]
 DatabaseOption = Annotated[
-    Path, typer.Option("--database", "-d", envvar="DATAEFF_DATABASE", help="the DuckDB file; its runs lie beside it, in NAME.files/")
+    Path,
+    typer.Option("--database", "-d", envvar="DATAEFF_DATABASE", help="the DuckDB file; its runs lie beside it, in NAME.files/"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print rows as JSON")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="print rows as CSV")]
@@ -152,7 +153,7 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = _console(error=True)
-    with (InlineExecutor() if executor == "inline" else LocalExecutor(workers)) as pool, LiveView(console) as view:
+    with InlineExecutor() if executor == "inline" else LocalExecutor(workers) as pool, LiveView(console) as view:
         with _progress() as progress:
             launch = Launch(study, database, pool, storage, progress)
         console.print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", soft_wrap=True)
@@ -259,7 +260,9 @@ def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool
 
 @app.command()
 def runs(
-    where: Annotated[list[str] | None, typer.Option("--where", "-w", help="a SQL condition, such as 'lr < 0.01'; all given must hold")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", "-w", help="a SQL condition, such as 'lr < 0.01'; all given must hold")
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", "-s", help="a column; a minus before it sorts downwards")] = "val_loss",
     columns: Annotated[str | None, typer.Option("--columns", "-c", help="comma-separated columns, or 'all'")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="rows at most; 0 for all")] = 50,
@@ -355,9 +358,23 @@ def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = F
     from dataeff.data.tokens import built_tokens
     from dataeff.specs.result import Store
 
-    columns = ["name", "fingerprint", "vocabulary", "train_tokens", "validation_tokens", "train_bytes", "validation_bytes", "folder"]
+    columns = [
+        "name",
+        "fingerprint",
+        "vocabulary",
+        "train_tokens",
+        "validation_tokens",
+        "train_bytes",
+        "validation_bytes",
+        "folder",
+    ]
     built = built_tokens(Store.beside(database))
-    _show(columns, [[str(getattr(tokens, name)) if name == "folder" else getattr(tokens, name) for name in columns] for tokens in built], as_json, as_csv)
+    _show(
+        columns,
+        [[str(getattr(tokens, name)) if name == "folder" else getattr(tokens, name) for name in columns] for tokens in built],
+        as_json,
+        as_csv,
+    )
 
 
 @app.command()

@@ -27,7 +27,10 @@ def examine(database: Path) -> list[Finding]:
     """Return the findings about versions, devices, the file system around `database`, locks and the database itself."""
     return [
         ("dataeff", "ok", f"{__version__}, Python {platform.python_version()} ({sys.executable})"),
-        *[("library", "ok", f"{name} {metadata.version(name)}") for name in ("torch", "duckdb", "optuna", "sqlmodel", "tokenizers")],
+        *[
+            ("library", "ok", f"{name} {metadata.version(name)}")
+            for name in ("torch", "duckdb", "optuna", "sqlmodel", "tokenizers")
+        ],
         _devices(),
         _shared(),
         *_folder(database.resolve().parent),

@@ -79,5 +79,7 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
             )
         )
         seconds, flops, runs = seconds + cell_seconds, flops + item.flops_left, runs + item.expected
-    said = "median of the recorded runs of each size" if speeds else f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
+    said = (
+        "median of the recorded runs of each size" if speeds else f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
+    )
     return Price(rows, runs, flops, seconds, workers, said)

@@ -26,7 +26,9 @@ def prompt(database: Database, console: Console) -> None:
     with database.read() as connection:
         words = queries.names(connection)
     console.print("SQL, read-only. A query ends with ;   .tables lists tables and views   .quit or Ctrl-D leaves")
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(HISTORY)), completer=WordCompleter(words, ignore_case=True))
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(HISTORY)), completer=WordCompleter(words, ignore_case=True)
+    )
     lines: list[str] = []
     while True:
         try:

@@ -148,4 +148,3 @@ class LocalExecutor:
                     worker.connection.send(None)
                 except BrokenPipeError:  # already gone; events() says so
                     continue
-

@@ -54,7 +54,9 @@ def _run_locked(
 ) -> Ended:
     if folder.result.exists():
         return Ended(job.run_id, RunResult.model_validate_json(folder.result.read_bytes()).status, trained=False)
-    attempt = start_attempt(folder, job.run_id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)")
+    attempt = start_attempt(
+        folder, job.run_id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)"
+    )
 
     def report(progress: Progress) -> None:
         emit(Progressed(job.run_id, progress.step, progress.steps, progress.tokens_per_second, progress.train_loss))

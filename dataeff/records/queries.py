@@ -102,7 +102,8 @@ def run_details(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str,
         raise NotFoundError(f"no run id begins with '{run_id}'; `dataeff runs` lists them")
     if len(found) > 1:
         raise NotFoundError(f"{len(found)} run ids begin with '{run_id}'; give more of it: {', '.join(found[:5])}")
-    cells = """SELECT cell_id, role, number, coordinates, coalesce(best_run.run_id = trial.run_id, false) AS is_best
+    cells = """SELECT cell_id, role, number, trial.coordinates,
+            coalesce(best_run.run_id = trial.run_id, false) AS is_best
         FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1 ORDER BY cell_id"""
     row = _records(connection, "SELECT * FROM run WHERE run_id = $1", found[0])
     return {

@@ -6,6 +6,7 @@ the process is found again in the run folders. Nothing here decides what is trai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +72,6 @@ class Recorder:
         known = connection.execute(
             "SELECT cell_id, axes, starts::JSON, search_ended_at, search_stopped FROM cell WHERE study = $1", [study]
         )
-        import json
-
         for cell_id, axes, starts, ended, stopped in known.fetchall():
             row = self._cells.get(cell_id)
             if row is not None and json.loads(axes) == row["axes"]:
@@ -107,7 +106,7 @@ class Recorder:
         self._changed.add(cell.id)
 
     def flush(self, timeout: float) -> None:
-        """Write what has been gathered, in one transaction. Raises `DatabaseBusyError` after `timeout` seconds and keeps it all."""
+        """Write what has been gathered, in one transaction. Raises `DatabaseBusyError` after `timeout` seconds, keeping it."""
         if not (self._folders or self._trials or self._changed):
             return
         with self._database.write(timeout) as connection:

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.005
 _HELD = ("Could not set lock", "different configuration than existing connections")
-_LOST = (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException, duckdb.InternalException)
+_LOST = (
+    duckdb.IOException,
+    duckdb.TransactionException,
+    duckdb.FatalException,
+    duckdb.OutOfMemoryException,
+    duckdb.InternalException,
+)
 
 
 class Database:
@@ -156,7 +162,7 @@ class Database:
 
     def _busy(self, seconds: float, who: str) -> DatabaseBusyError:
         return DatabaseBusyError(
-            f"{self.path} was held by {who} for {seconds:.1f} s; close the shell, notebook or study that has it open, or try again"
+            f"{self.path} was held by {who} for {seconds:.1f} s; close the shell, notebook or study that has it open, or wait"
         )
 
 

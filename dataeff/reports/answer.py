@@ -104,7 +104,8 @@ def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
     if record["data_efficiency_low"] is not None:
         high = record["data_efficiency_high"]
         interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
-    return f"{said}. By {base['recipe'] if base else 'the baseline'}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data."
+    by = base["recipe"] if base else "the baseline"
+    return f"{said}. By {by}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data."
 
 
 def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
@@ -112,7 +113,9 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     noise = connection.execute("SELECT noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1", [study]).fetchone()
     lines = []
     if noise and noise[0] is not None:
-        lines.append(f"Run-to-run noise: sd {noise[0]:.4f} nats/token from {noise[1]} degrees of freedom (optima repeated under other seeds).")
+        lines.append(
+            f"Run-to-run noise: sd {noise[0]:.4f} nats/token, from {noise[1]} degrees of freedom: optima under other seeds."
+        )
     elif noise:
         lines.append(f"Run-to-run noise is not known ({noise[2]}), so limits have no interval.")
     cells = connection.execute(
@@ -122,11 +125,15 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     lines.append(f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}.")
     for state, recipe, seed_tokens, size, edges, reason in cells:
         if state != "certified":
-            lines.append(f"  {state}: {recipe}, D = {seed_tokens:,}, {size}: {', '.join(edges) if state == 'boundary' else reason}")
+            lines.append(
+                f"  {state}: {recipe}, D = {seed_tokens:,}, {size}: {', '.join(edges) if state == 'boundary' else reason}"
+            )
     for recipe, points in connection.execute(
         "SELECT recipe, max(points) FROM asymptote WHERE study = $1 AND kind = 'asymptote' GROUP BY recipe", [study]
     ).fetchall():
         if points == 3:
-            lines.append(f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form.")
+            lines.append(
+                f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
+            )
     lines.append("Intervals cover run-to-run noise only, not the choice of the law's form; losses are validation cross-entropy.")
     return lines

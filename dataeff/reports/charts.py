@@ -27,12 +27,14 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
     Losses in nats per token.
     """
     colours = recipe_colours(recipes)
-    colour = alt.Color("recipe:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title="recipe")
+    colour = alt.Color("recipe:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=None)
     losses = [r[k] for r in (*points, *laws) for k in ("val_loss", "low", "high") if r.get(k) is not None]
     losses += [r["limit_loss"] for r in limits if r["limit_loss"] is not None]
     low, high = (min(losses), max(losses)) if losses else (0, 1)
     margin = 0.04 * (high - low)
     scale = alt.Scale(domain=[low - margin, high + margin], zero=False, nice=False)
+    sizes = [record["parameters_total"] for record in (*points, *laws)] or [1, 10]
+    across = alt.Scale(type="log", domain=[min(sizes) * 0.8, max(sizes) * 1.25], nice=False)
     budgets = sorted({record["seed_tokens"] for record in points})
     panels = []
     for place, seed_tokens in enumerate(budgets):
@@ -41,9 +43,7 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
             return alt.Data(values=[r for r in records if r["seed_tokens"] == seed_tokens])
 
         y_axis = alt.Axis(title="validation loss (nats/token)" if place == 0 else None, labels=place == 0, ticks=False)
-        x = alt.X("parameters_total:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="parameters (total)").axis(
-            format="~s", tickCount=4
-        )
+        x = alt.X("parameters_total:Q", scale=across, title="parameters (total)").axis(format="~s", tickCount=4)
         y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
         tooltip = ["recipe:N", "size:N", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
         panels.append(
@@ -52,9 +52,11 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
                 .mark_rule(strokeDash=[2, 3], strokeWidth=1.5)
                 .encode(y=alt.Y("limit_loss:Q", scale=scale, axis=y_axis), color=colour),
                 alt.Chart(of_budget(laws)).mark_line(strokeDash=[6, 4], strokeWidth=1.5).encode(x=x, y=y, color=colour),
-                alt.Chart(of_budget(points)).mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
                 alt.Chart(of_budget(points))
-                .mark_point(size=70, strokeWidth=2)
+                .mark_rule(strokeWidth=1.5)
+                .encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
+                alt.Chart(of_budget(points))
+                .mark_point(size=70, strokeWidth=2, opacity=1)
                 .encode(
                     x=x,
                     y=y,
@@ -64,7 +66,10 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
                 ),
             ).properties(width=230, height=300, title=f"D = {seed_tokens:,} tokens")
         )
-    note = "dashed: law over N   dotted: limit   filled: certified optimum, hollow: on the grid's edge or open   bars: 90%, seed noise"
+    note = [
+        "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, seed noise.",
+        "Dashed: law over N. Dotted: the recipe's limit.",
+    ]
     return (
         alt.hconcat(*panels, spacing=12)
         .resolve_scale(y="shared", color="shared")

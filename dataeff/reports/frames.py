@@ -47,7 +47,8 @@ def records(connection: duckdb.DuckDBPyConnection, query: str, study: str) -> Re
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     """Return the study's recipes, the baseline first."""
     found = connection.execute(
-        "SELECT DISTINCT recipe, recipe <> baseline FROM cell JOIN study ON study.name = cell.study WHERE study = $1 ORDER BY 2, 1",
+        """SELECT DISTINCT recipe, recipe <> baseline FROM cell JOIN study ON study.name = cell.study
+           WHERE study = $1 ORDER BY 2, 1""",
         [study],
     )
     return [recipe for recipe, _ in found.fetchall()]

@@ -69,7 +69,9 @@ class RecipeSpec(Spec):
     """A named way to train. Every axis of the study's grid is tuned but for those in `fixed`."""
 
     fixed: dict[str, float] = Field(default_factory=dict, description="axes held at one value")
-    limit: Literal["best", "N"] = Field(default="N", description="the recipe's limit at each D: its best over N, or the asymptote in N")
+    limit: Literal["best", "N"] = Field(
+        default="N", description="the recipe's limit at each D: its best over N, or the asymptote in N"
+    )
     start: Literal["neighbour", "middle"] | dict[str, float] = Field(
         default="neighbour", description="where a cell's search starts: a neighbour cell's optimum, the middle, or a point"
     )
@@ -145,7 +147,9 @@ class StudySpec(Spec):
                 others = [r for r in self.recipes if r != name]
                 raise ValueError(f"recipes.{name}: base '{recipe.base}' is not another recipe; {nearest(recipe.base, others)}")
             if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
-                raise ValueError(f"recipes.{name}: {', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed")
+                raise ValueError(
+                    f"recipes.{name}: {', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed"
+                )
             if isinstance(recipe.start, dict):
                 try:
                     self.grid_of(name).point({**recipe.fixed, **recipe.start})

@@ -49,7 +49,9 @@ def test_the_certificate_is_that_of_brute_force_and_of_the_search(recorded):
     tried = list(cases())
     for i, (grid, results) in enumerate(tried):
         recorded.cell(results, axes={name: list(values) for name, values in grid.axes.items()}, parameters=i + 1)
-    rows = recorded.rows("SELECT * EXCLUDE seeds FROM best_run JOIN certificate USING (cell_id) ORDER BY best_run.parameters_total")
+    rows = recorded.rows(
+        "SELECT * EXCLUDE seeds FROM best_run JOIN certificate USING (cell_id) ORDER BY best_run.parameters_total"
+    )
     seen = set()
     for (grid, results), row in zip(tried, rows, strict=True):
         twin = certificate(results, grid)
@@ -95,7 +97,9 @@ def test_neighbours_within_the_noise_are_counted_once_there_is_a_noise_estimate(
 
 
 def test_the_best_run_is_averaged_with_its_replicates_and_counts_what_diverged(recorded):
-    recorded.cell({(0,): 3.5, (1,): 3.0, (2,): math.inf}, axes={"lr": [1e-3, 3e-3, 1e-2]}, replicates=[((1,), 3.2), ((1,), math.inf)])
+    recorded.cell(
+        {(0,): 3.5, (1,): 3.0, (2,): math.inf}, axes={"lr": [1e-3, 3e-3, 1e-2]}, replicates=[((1,), 3.2), ((1,), math.inf)]
+    )
     (row,) = recorded.rows("FROM best_run")
     assert (row["val_loss"], row["val_loss_mean"], row["seeds"], row["runs"], row["diverged"]) == (3.0, 3.1, 2, 5, 2)
 

@@ -68,6 +68,7 @@ def test_the_sql_fit_is_the_exact_least_squares_optimum_of_laws_fit(recorded):
         assert found["sse"] == pytest.approx(exact.objective, rel=1e-6, abs=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore::scipy.optimize.OptimizeWarning")  # of covariances, which are not used
 def test_the_sql_limit_agrees_with_curve_fit_from_many_starts(recorded):
     problems = list(known_problems())[::3]
     compared = 0
@@ -115,7 +116,9 @@ def profile_end(x, y, sigma, side):
     return far if excess(far) < 0 else brentq(excess, far, exact.law.e)
 
 
-@pytest.mark.parametrize(("a", "alpha", "e", "sigma"), [(0.3, 0.8, 3.0, 0.002), (0.3, 0.8, 3.0, 0.02), (0.05, 1.02, 3.43, 1e-4), (1.0, 0.3, 2.0, 5e-3)])
+@pytest.mark.parametrize(
+    ("a", "alpha", "e", "sigma"), [(0.3, 0.8, 3.0, 0.002), (0.3, 0.8, 3.0, 0.02), (0.05, 1.02, 3.43, 1e-4), (1.0, 0.3, 2.0, 5e-3)]
+)
 def test_the_interval_of_a_limit_is_the_profile_likelihood_interval(recorded, a, alpha, e, sigma):
     x = np.geomspace(0.1, 3, 6)
     y = law(x, a, alpha, e) + sigma * np.array([0.5, -0.8, 0.3, 0.6, -0.9, 0.2])
@@ -132,7 +135,11 @@ def test_the_interval_covers_the_true_limit_about_nine_times_in_ten(recorded):
     x = np.geomspace(0.05, 5, 8)
     recorded.connection.execute(
         "CREATE TEMP TABLE draw AS SELECT unnest($1) AS i, unnest($2) AS x, unnest($3) AS y",
-        [[i for i in range(200) for _ in x], [*x] * 200, [v for _ in range(200) for v in law(x, 0.3, 0.7, 3) + rng.normal(0, 0.004, 8)]],
+        [
+            [i for i in range(200) for _ in x],
+            [*x] * 200,
+            [v for _ in range(200) for v in law(x, 0.3, 0.7, 3) + rng.normal(0, 0.004, 8)],
+        ],
     )
     found = recorded.rows("""SELECT count_if(interval.low <= 3 AND 3 <= interval.high) AS covered FROM (
         SELECT power_law_interval(xs, ys, power_law(xs, ys), 0.004) AS interval
@@ -149,7 +156,13 @@ def regularized(recorded, seed_tokens=1_000_000, limit=3.43, **keywords):
 def test_the_asymptote_of_a_study_is_the_limit_of_its_law_over_parameters(recorded):
     regularized(recorded)
     (row,) = recorded.rows("FROM asymptote")
-    assert (row["kind"], row["variable"], row["points"], row["cells"], row["certified"]) == ("asymptote", "parameters_total", 4, 4, 4)
+    assert (row["kind"], row["variable"], row["points"], row["cells"], row["certified"]) == (
+        "asymptote",
+        "parameters_total",
+        4,
+        4,
+        4,
+    )
     assert (row["limit_loss"], row["a"], row["alpha"]) == pytest.approx((3.43, 0.05, 1.02), abs=1e-5)
     assert row["e_low"] is None
     assert "more than one seed" in row["interval_reason"]
@@ -168,14 +181,18 @@ def test_a_cell_without_a_finished_run_is_counted_and_not_fitted(recorded):
     recorded.cell({(0,): np.inf}, recipe="regularized", parameters=3 * 10**9)
     (row,) = recorded.rows("FROM asymptote")
     assert (row["cells"], row["points"], row["open"]) == (5, 4, 1)
-    assert recorded.rows("SELECT reason FROM best_run WHERE parameters_total = 3e9") == [{"reason": "every run of the search diverged"}]
+    assert recorded.rows("SELECT reason FROM best_run WHERE parameters_total = 3e9") == [
+        {"reason": "every run of the search diverged"}
+    ]
 
 
 def test_noise_pools_replicated_points_and_counts_shared_runs_once(recorded):
     recorded.cell({(0,): 3.0}, parameters=1, replicates=[((0,), 3.1), ((0,), 3.3)])
     recorded.cell({(0,): 2.0}, parameters=2, replicates=[((0,), 2.2)])
     shared = recorded.cell({}, parameters=2, recipe="other")
-    recorded.connection.execute("INSERT INTO trial SELECT $1, run_id, role, number, coordinates FROM trial WHERE cell_id LIKE '%/2'", [shared])
+    recorded.connection.execute(
+        "INSERT INTO trial SELECT $1, run_id, role, number, coordinates FROM trial WHERE cell_id LIKE '%/2'", [shared]
+    )
     (row,) = recorded.rows("FROM noise")
     pooled = (2 * statistics.variance([3.0, 3.1, 3.3]) + statistics.variance([2.0, 2.2])) / 3
     assert row["noise_sd"] == pytest.approx(pooled**0.5)

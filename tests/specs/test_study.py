@@ -57,7 +57,11 @@ MISTAKES = {
     "an unknown base": ('base = "standard"', 'base = "standrad"', "'standard'"),
     "a recipe built on itself": ('base = "standard"', 'base = "regularized"', "standard"),
     "a negative weight decay": ("weight_decay = 0.1 }", "weight_decay = -0.1 }", "at least 0"),
-    "a start off the grid": ('limit = "N"', 'limit = "N"\nstart = { lr = 0.5, weight_decay = 0.1, epochs = 4 }', "not on the grid"),
+    "a start off the grid": (
+        'limit = "N"',
+        'limit = "N"\nstart = { lr = 0.5, weight_decay = 0.1, epochs = 4 }',
+        "not on the grid",
+    ),
     "an unknown corpus": ('"state-of-the-union"', '"sotu"', "state-of-the-union"),
     "a tokenizer that lacks its size": ("vocabulary = 1024", "", "needs vocabulary"),
     "broken TOML": ("[grid]", "[grid", "line"),

@@ -1,0 +1,82 @@
+"""Run folders as training leaves them, with losses of one's choosing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from dataeff.specs.result import Attempt, Curve, Evaluation, RunFolder, RunResult, Store, write_atomically
+from dataeff.specs.run import ModelSpec, RunSpec
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+MODEL = ModelSpec(vocabulary=64, context_length=8, hidden=8, layers=1, heads=2, kv_heads=2, feed_forward=16)
+
+
+def run_spec(**changes) -> RunSpec:
+    given = dict(
+        trainer_version=1,
+        corpus="c0ffee",
+        seed_tokens=64,
+        model=MODEL,
+        epochs=2,
+        lr=3e-3,
+        weight_decay=0.1,
+        batch_size=2,
+        validation_sequences=4,
+        precision="float32",
+    )
+    return RunSpec(**given | changes)
+
+
+def write_run(store: Store, spec: RunSpec, val_loss: float | None = 3.5, points: int = 2) -> RunFolder:
+    """Write the folder of a finished run, or of a diverged one where `val_loss` is None."""
+    folder = store.run(spec.run_id)
+    steps = list(range(1, points + 1))
+    result = RunResult(
+        run_id=spec.run_id,
+        status="diverged" if val_loss is None else "finished",
+        reason="loss was not finite" if val_loss is None else None,
+        val_loss=val_loss,
+        val_loss_standard_error=0.01,
+        train_loss=3.25,
+        evaluations=[Evaluation(step=2, tokens=32, val_loss=val_loss, standard_error=0.01)],
+        curve=Curve(
+            step=steps,
+            tokens=[16 * step for step in steps],
+            train_loss=[4.0 / step for step in steps],
+            gradient_norm=[None] * points,
+            lr=[1e-3] * points,
+        ),
+        steps=points,
+        tokens_seen=16 * points,
+        parameters_total=MODEL.parameters_total,
+        parameters_non_embedding=MODEL.parameters_non_embedding,
+        training_flops=2**60 + 1,
+        wall_seconds=2.0,
+        tokens_per_second=64.0,
+        model_flops_utilisation=None,
+        peak_memory_bytes=5_000_000_000,
+        device="cpu (test)",
+        host="here",
+        torch_version="2.13.0",
+        started_at=NOW,
+        ended_at=NOW,
+        weights_bytes=None if val_loss is None else 1234,
+    )
+    write_attempt(folder, spec, 1, result.status)
+    write_atomically(folder.result, result.model_dump_json())
+    return folder
+
+
+def write_attempt(folder: RunFolder, spec: RunSpec, number: int, outcome: str) -> None:
+    attempt = Attempt(
+        run_id=spec.run_id,
+        number=number,
+        started_at=NOW,
+        ended_at=None if outcome == "running" else NOW,
+        outcome=outcome,
+        host="here",
+        process_id=4242,
+        device="cpu",
+    )
+    write_atomically(folder.spec, spec.model_dump_json())
+    write_atomically(folder.attempts / f"{number:04d}.json", attempt.model_dump_json())

@@ -1,0 +1,89 @@
+"""The reads behind the command line."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from folders import run_spec, write_run
+
+from dataeff.errors import NotFoundError, QueryError
+from dataeff.records import queries
+from dataeff.records.ingest import ingest
+
+
+@pytest.fixture
+def connection(database, store):
+    """Three runs: two finished, one diverged."""
+    with database.write() as writing:
+        ingest(writing, [write_run(store, run_spec(lr=lr), loss) for lr, loss in ((1e-3, 3.5), (3e-3, 3.25), (1e-2, None))])
+    with database.read() as reading:
+        yield reading
+
+
+def test_runs_are_sorted_either_way_with_missing_losses_last(connection):
+    for sort, expected in (("val_loss", [3.25, 3.5, None]), ("-val_loss", [3.5, 3.25, None])):
+        columns, rows = queries.runs(connection, sort=sort, columns=["val_loss", "order"])
+        assert columns == ["val_loss", "order"]
+        assert [row[0] for row in rows] == expected
+
+
+def test_every_condition_must_hold_and_a_limit_is_kept(connection):
+    assert len(queries.runs(connection, ["lr > 0.002 or false -- all", "status = 'finished'"])[1]) == 1
+    assert len(queries.runs(connection, limit=2)[1]) == 2
+    assert len(queries.runs(connection, limit=0, columns=["all"])[0]) > 40
+
+
+def test_a_misspelt_column_gets_the_nearest_name(connection):
+    with pytest.raises(NotFoundError, match="'val_los' is not a column of run; did you mean 'val_loss'"):
+        queries.runs(connection, sort="val_los")
+    with pytest.raises(QueryError, match="The columns of run are: run_id, status"):
+        queries.runs(connection, ["learning_rate = 1"])
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(connection):
+    run_id = run_spec(lr=3e-3).run_id
+    found = queries.run_details(connection, run_id[:10])
+    assert (found["run"]["run_id"], found["run"]["val_loss"]) == (run_id, 3.25)
+    assert [len(found[part]) for part in ("evaluations", "attempts", "cells")] == [1, 1, 0]
+    with pytest.raises(NotFoundError, match="3 run ids begin with ''"):
+        queries.run_details(connection, "")
+    with pytest.raises(NotFoundError, match="no run id begins with 'xyz'"):
+        queries.run_details(connection, "xyz")
+
+
+def test_known_and_missing_runs_are_told_apart(connection):
+    ids = [run_spec(lr=lr).run_id for lr in (5e-3, 1e-2, 1e-3)]
+    assert queries.known_results(connection, ids) == {ids[1]: math.inf, ids[2]: 3.5}
+    assert queries.missing(connection, ids) == [ids[0]]
+    assert len(queries.recorded_losses(connection, "c0ffee")) == 3
+    assert queries.recorded_losses(connection, "other") == {}
+
+
+def test_the_speed_of_a_size_is_the_median_of_its_finished_runs(connection):
+    assert list(queries.flops_per_second(connection).values()) == [(2**60 + 1) / 2]
+
+
+def test_a_refused_query_gives_the_databases_reason(connection):
+    with pytest.raises(QueryError, match="Did you mean"):
+        queries.query(connection, "FROM runn")
+    with pytest.raises(QueryError, match="read-only"):
+        queries.query(connection, "DELETE FROM run")
+
+
+def test_studies_and_cells_carry_their_certificates(recorded):
+    recorded.study("s")
+    recorded.cell({(0,): 3.0, (1,): 3.1}, axes={"weight_decay": [0.0, 0.1]}, study="s")
+    columns, rows = queries.studies(recorded.connection)
+    assert dict(zip(columns, rows[0], strict=True)) | {"updated_at": 0} == {
+        "study": "s", "cells": 1, "certified": 1, "boundary": 0, "open": 0, "runs": 2, "updated_at": 0, "question": "which?",
+    }  # fmt: skip
+    columns, rows = queries.cells(recorded.connection, "s")
+    assert dict(zip(columns, rows[0], strict=True))["state"] == "certified"
+    with pytest.raises(NotFoundError, match="no study 'q' in this database; valid: s"):
+        queries.cells(recorded.connection, "q")
+
+
+def test_names_and_health_say_what_is_there(connection):
+    assert {"run", "certificate", "val_loss", "power_law"} <= set(queries.names(connection))
+    assert queries.health(connection).startswith("schema version 1, 3 runs, 0 studies")
