@@ -17,7 +17,7 @@ ROWS = """
 SELECT limits.recipe, limits.seed_tokens, limits.kind AS limit_kind, limits.limit_loss,
     limits.e_low AS limit_low, limits.e_high AS limit_high, trained.val_loss AS best_trained, trained.size AS best_size,
     limits.certified, limits.boundary, limits.open,
-    efficiency.tokens_needed, efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
+    efficiency.data_efficiency_trained, efficiency.extrapolated, efficiency.tokens_needed, efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
     concat_ws('; ', limits.reason, efficiency.reason) AS reason
 FROM asymptote AS limits
 JOIN study ON study.name = limits.study
@@ -54,10 +54,11 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
                 _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
                 record["limit_kind"],
                 f"{_number(record['best_trained'], None, None, '.3f')} ({record['best_size']})",
+                _number(record["data_efficiency_trained"], None, None, ".2f"),
                 _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
             )
         )
-    return ["recipe", "D", "limit, nats/token", "which is", "best trained", "data efficiency"], table
+    return ["recipe", "D", "limit, nats/token", "which is", "best trained", "its efficiency", "limit's efficiency"], table
 
 
 def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
@@ -105,7 +106,11 @@ def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
         high = record["data_efficiency_high"]
         interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
     by = base["recipe"] if base else "the baseline"
-    return f"{said}. By {by}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data."
+    beyond = ", read off beyond the budgets it was fitted to" if record["extrapolated"] else ""
+    said += f". By {by}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data{beyond}"
+    if record["data_efficiency_trained"] is not None:
+        said += f"; the best model trained, {record['best_trained']:.3f}, is worth {record['data_efficiency_trained']:.3g}x"
+    return said + "."
 
 
 def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:

@@ -7,7 +7,8 @@ WITH grouped AS (
     SELECT study, recipe, recipe_limit, seed_tokens,
         list(parameters_total / 1e9 ORDER BY cell_id) FILTER (val_loss_mean IS NOT NULL) AS xs,
         list(val_loss_mean ORDER BY cell_id) FILTER (val_loss_mean IS NOT NULL) AS ys,
-        min(val_loss_mean) AS least, arg_min(seeds, val_loss_mean) AS least_seeds, count(*) AS cells,
+        min(val_loss_mean) AS least, arg_min(seeds, val_loss_mean) AS least_seeds,
+        min(seeds) FILTER (val_loss_mean IS NOT NULL) AS fewest_seeds, count(*) AS cells,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
         count(*) FILTER (state = 'open') AS open
     FROM best_run JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
@@ -17,7 +18,7 @@ WITH grouped AS (
     FROM grouped LEFT JOIN noise USING (study)
 ), bracketed AS (
     SELECT *, CASE
-        WHEN recipe_limit = 'N' THEN power_law_interval(xs, ys, fit, noise_sd)
+        WHEN recipe_limit = 'N' THEN power_law_interval(xs, ys, fit, noise_sd / sqrt(fewest_seeds))
         ELSE {low: least - 1.645 * noise_sd / sqrt(least_seeds), high: least + 1.645 * noise_sd / sqrt(least_seeds)} END
         AS interval
     FROM fitted
@@ -28,7 +29,7 @@ SELECT study, recipe, seed_tokens, if(recipe_limit = 'N', 'asymptote', 'best ove
     noise_sd, CASE WHEN interval.low IS NOT NULL THEN NULL WHEN no_noise IS NOT NULL THEN no_noise
         ELSE 'there is no limit to bracket' END AS interval_reason,
     if(recipe_limit = 'N', fit.reason, if(least IS NULL, 'no cell has a finished run', NULL)) AS reason,
-    cells, certified, boundary, open
+    least AS best_trained, cells, certified, boundary, open
 FROM bracketed;
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
@@ -36,6 +37,7 @@ CREATE OR REPLACE VIEW data_law AS
 WITH grouped AS (
     SELECT study, recipe, list(seed_tokens / 1e6 ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS xs,
         list(limit_loss ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS ys, count(*) AS budgets,
+        max(seed_tokens) FILTER (limit_loss IS NOT NULL) AS largest_budget,
         if(bool_or(limit_loss IS NOT NULL AND e_low IS NULL), NULL,
             sqrt(avg(((e_high - e_low) / 3.29) ^ 2) FILTER (limit_loss IS NOT NULL))) AS noise_sd,
         sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified,
@@ -48,7 +50,7 @@ WITH grouped AS (
     SELECT *, power_law_interval(xs, ys, fit, noise_sd) AS interval FROM fitted
 )
 SELECT study, recipe, 'seed_tokens' AS variable, if(fit.reason IS NULL, fit.e, NULL) AS limit_loss, fit.a, fit.alpha, fit.e,
-    coalesce(len(xs), 0) AS points, budgets, fit.rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
+    coalesce(len(xs), 0) AS points, budgets, largest_budget, fit.rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
     CASE WHEN interval.low IS NOT NULL THEN NULL WHEN noise_sd IS NULL THEN 'a limit has no interval'
         ELSE 'there is no limit to bracket' END AS interval_reason,
     fit.reason, cells, certified, boundary, open
@@ -62,16 +64,20 @@ CREATE OR REPLACE MACRO power_law_inverse(a, alpha, e, loss) AS
 -- recipe's limit there, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
 WITH joined AS (
-    SELECT asymptote.*, study.baseline, law.limit_loss AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
-        1e6 * power_law_inverse(law.a, law.alpha, law.limit_loss, asymptote.limit_loss) AS tokens_needed,
-        1e6 * power_law_inverse(law.a, law.alpha, law.limit_loss, asymptote.e_high) AS tokens_low,
-        1e6 * power_law_inverse(law.a, law.alpha, law.limit_loss, asymptote.e_low) AS tokens_high
+    SELECT asymptote.*, study.baseline, law.e AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
+        law.largest_budget,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.limit_loss) AS tokens_needed,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.e_high) AS tokens_low,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.e_low) AS tokens_high,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.best_trained) AS tokens_trained
     FROM asymptote LEFT JOIN study ON study.name = asymptote.study
-        LEFT JOIN data_law AS law ON law.study = asymptote.study AND law.recipe = study.baseline
+        LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
+            ON law.study = asymptote.study AND law.recipe = study.baseline
 )
 SELECT study, recipe, seed_tokens, baseline, limit_loss, tokens_needed, tokens_needed / seed_tokens AS data_efficiency,
     if(tokens_needed IS NULL, NULL, tokens_low / seed_tokens) AS data_efficiency_low,
     if(tokens_needed IS NULL, NULL, tokens_high / seed_tokens) AS data_efficiency_high,
+    tokens_needed > largest_budget AS extrapolated, best_trained, tokens_trained / seed_tokens AS data_efficiency_trained,
     CASE
         WHEN tokens_needed IS NULL THEN 'there is no ratio to bracket'
         WHEN e_low IS NULL THEN interval_reason
