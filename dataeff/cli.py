@@ -377,6 +377,26 @@ def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = F
     )
 
 
+@app.command("app")
+def serve(
+    database: DatabaseOption = DEFAULT_DATABASE,
+    port: Annotated[int, typer.Option(help="of the page, on this machine only (127.0.0.1)")] = 8501,
+) -> None:
+    """Open the dashboard in a browser.
+
+    \b
+    Example: dataeff app --database dataeff.duckdb
+    """
+    import subprocess
+
+    from dataeff.share import shared_folder
+
+    page = shared_folder("app") / "answer.py"
+    options = ["--server.address=127.0.0.1", f"--server.port={port}", "--browser.gatherUsageStats=false"]
+    environment = {**os.environ, "DATAEFF_DATABASE": str(database.resolve())}
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "streamlit", "run", str(page), *options], env=environment))
+
+
 @app.command()
 def doctor(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
     """Check versions, devices, file system and database.
