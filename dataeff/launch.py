@@ -238,7 +238,9 @@ class Launch:
             for waiter in wanted.waiters:
                 self._tell(waiter, wanted.spec, loss, event.trained)
             return
-        self.recorder.run(self.store.run(event.run_id))
+        folder = self.store.run(event.run_id)
+        if folder.spec.exists():  # a worker that died before it began left nothing to record
+            self.recorder.run(folder)
         interrupted = self.stopping and event.outcome == "preempted"
         if not self.stopping and event.outcome in ("failed", "killed", "preempted") and wanted.tries < ATTEMPTS:
             self._submit(wanted)

@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections import deque
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -62,7 +64,12 @@ def _start(gpu: int | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_enter, args=(theirs, gpu), daemon=True, name="dataeff-worker")
+    # Ctrl-C reaches the whole process group, and the controller decides. A blocked signal stays blocked in the child, from
+    # its first instruction on; the resource tracker would unblock it, so it is started before.
+    resource_tracker.ensure_running()
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     theirs.close()
     return _Worker(process, ours, gpu)
 

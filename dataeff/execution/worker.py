@@ -7,7 +7,6 @@ stops, with a checkpoint, when it is told to or when its controller is gone.
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -54,6 +53,7 @@ def _run_locked(
 ) -> Ended:
     if folder.result.exists():
         return Ended(job.run_id, RunResult.model_validate_json(folder.result.read_bytes()).status, trained=False)
+    write_atomically(folder.spec, job.spec.model_dump_json(indent=1))  # an attempt needs it to say what was tried
     attempt = start_attempt(
         folder, job.run_id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)"
     )
@@ -112,7 +112,6 @@ class _Controller:
 
 def worker_main(connection: Connection, gpu: int | None) -> None:
     """Train jobs from `connection` one after another until it says None or closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the controller decides
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     use_one_thread()

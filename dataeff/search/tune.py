@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -25,6 +26,22 @@ from dataeff.specs.study import Cell
 Recorded = Callable[[Point], float | None]  # loss of a point's run, inf if it diverged, None if it is not recorded
 
 
+class _JournalLock:
+    """The operating system's lock on a file: a killed process lets go of it. Optuna's own locks are files, which stay:
+    a later start waits half a minute for them, or for ever where the journal's path is relative.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._lock = FileLock(journal.with_name(journal.name + ".lock"))
+
+    def acquire(self) -> bool:
+        self._lock.acquire(poll_interval=0.005)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 def open_storage(location: Path | str) -> BaseStorage:
     """Open an Optuna storage: a URL such as postgresql://..., or a journal file that `optuna-dashboard FILE` can show.
 
@@ -34,14 +51,18 @@ def open_storage(location: Path | str) -> BaseStorage:
         return RDBStorage(location)
     path = Path(location)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def journal() -> JournalStorage:
+        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        storage = journal()
         complete = not path.stat().st_size or path.read_bytes()[-1:] == b"\n"
     except ValueError:  # a line that is not JSON, json.JSONDecodeError included
         complete = False
     if not complete:
         path.replace(path.with_suffix(".broken"))
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        storage = journal()
     return storage
 
 
