@@ -99,12 +99,15 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
         priced = price(_load(study), _database(database), progress)
     columns = ["recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours"]
     if as_json:
-        _show([*columns], priced.rows, True, False)
+        _show(columns, priced.rows, True, False)
         return
     from dataeff.terminal import count, duration, print_rows
 
     shown = [(r, count(d), size, count(n), *rest, count(f), duration(h * 3600)) for r, d, size, n, *rest, f, h in priced.rows]
-    print_rows(_console(), columns, shown)
+    print_rows(_console(), [*columns[:-1], "time"], shown)
+    if not priced.runs:
+        print("\nnothing to train: every search has ended")
+        return
     print(
         f"\nabout {priced.runs} runs to train, {count(priced.flops)} FLOPs, {duration(priced.seconds)} on {priced.workers} "
         f"worker{'s' * (priced.workers > 1)}\nspeed: {priced.speed}\n"
@@ -183,7 +186,8 @@ class _progress:
     def __enter__(self) -> Any:
         from rich.progress import Progress
 
-        self._bars = Progress(console=_console(error=True), transient=True)
+        console = _console(error=True)
+        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
         self._tasks: dict[str, Any] = {}
         self._bars.start()
         return self
@@ -429,6 +433,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if debug:
+            raise
+        print(f"dataeff: {error}; check that the path can be written and the disk has space, then try again", file=sys.stderr)
+        sys.exit(1)
 
 
 __all__ = ["NotFoundError", "app", "main"]

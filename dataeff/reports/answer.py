@@ -17,7 +17,8 @@ ROWS = """
 SELECT limits.recipe, limits.seed_tokens, limits.kind AS limit_kind, limits.limit_loss,
     limits.e_low AS limit_low, limits.e_high AS limit_high, trained.val_loss AS best_trained, trained.size AS best_size,
     limits.certified, limits.boundary, limits.open,
-    efficiency.data_efficiency_trained, efficiency.extrapolated, efficiency.tokens_needed, efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
+    efficiency.data_efficiency_trained, efficiency.extrapolated, efficiency.tokens_needed,
+    efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
     concat_ws('; ', limits.reason, efficiency.reason) AS reason
 FROM asymptote AS limits
 JOIN study ON study.name = limits.study

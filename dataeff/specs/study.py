@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -245,11 +245,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A StudySpec with the text it was declared in and the folder its relative paths start from."""
+    """A StudySpec with the file and the text it was declared in; a study built in Python has neither."""
 
     spec: StudySpec
     text: str = ""
-    directory: Path = field(default_factory=Path.cwd)
+    path: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The folder that relative paths start from."""
+        return Path.cwd() if self.path is None else self.path.resolve().parent
+
+    def place_of(self, key: str) -> str:
+        """Return `FILE:LINE: ` of a top-level key, to begin an error with; nothing for a study built in Python."""
+        return "" if self.path is None else f"{self.path}:{_line_of(self.text, [key])}: "
 
     @property
     def source(self) -> str:
@@ -273,7 +282,7 @@ class Study:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise StudyError(f"{path}: cannot be read as TOML: {error}") from error
         try:
-            return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path.resolve().parent)
+            return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
             raise StudyError("\n".join(f"{path}:{line}" for line in _explain(error, text))) from None
 
