@@ -47,7 +47,7 @@ MISTAKES = {
     "an unknown axis": ("epochs = [", "epoch = [", "did you mean 'epochs'"),
     "a fraction of an epoch": ("epochs = [", "epochs = [0.5, ", "whole number"),
     "an unsorted budget": ("seed_tokens = [", "seed_tokens = [999999999, ", "rise"),
-    "a budget that is not whole steps": ("seed_tokens = [", "seed_tokens = [1000, ", "nearest valid: 1024"),
+    "a budget that is not whole steps": ("seed_tokens = [", "seed_tokens = [1000, ", "nearest valid: 512 or 1024"),
     "a size that does not divide into heads": (
         '"width16"',
         '{ name = "odd", hidden = 30, layers = 2, heads = 4, kv_heads = 4, feed_forward = 10 }',
@@ -57,13 +57,9 @@ MISTAKES = {
     "an unknown base": ('base = "standard"', 'base = "standrad"', "'standard'"),
     "a recipe built on itself": ('base = "standard"', 'base = "regularized"', "standard"),
     "a negative weight decay": ("weight_decay = 0.1 }", "weight_decay = -0.1 }", "at least 0"),
-    "a start off the grid": (
-        'limit = "N"',
-        'limit = "N"\nstart = { lr = 0.5, weight_decay = 0.1, epochs = 4 }',
-        "not on the grid",
-    ),
+    "a start off the grid": ("start = { lr = 3e-2", "start = { lr = 0.5", "not on the grid"),
     "an unknown corpus": ('"state-of-the-union"', '"sotu"', "state-of-the-union"),
-    "a tokenizer that lacks its size": ("vocabulary = 1024", "", "needs vocabulary"),
+    "a tokenizer that lacks its size": ("vocabulary = 512", "", "needs vocabulary"),
     "broken TOML": ("[grid]", "[grid", "line"),
 }
 
