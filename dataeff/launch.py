@@ -319,7 +319,7 @@ def check_budgets(study: Study, tokens: Tokens) -> None:
     largest = study.spec.seed_tokens[-1]
     if largest > tokens.train_tokens:
         raise StudyError(
-            f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: {tokens.train_tokens} training tokens; "
-            f"use at most {tokens.train_tokens}, or a larger corpus"
+            f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: "
+            f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens}, or a larger corpus"
         )
     tokens.validation(study.spec.training.validation_sequences, study.spec.training.context_length)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dataeff.data.tokens import build_tokens
 from dataeff.errors import NotFoundError
-from dataeff.execution.local import default_workers, gpu_count
+from dataeff.execution.local import default_workers, usable_gpus
 from dataeff.planning.plan import plan
 from dataeff.records import queries
 from dataeff.records.store import Database
@@ -55,8 +55,7 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
     def recorded(cell: Cell, point: Point) -> float | None:
         return losses.get(spec.run_spec(cell, point, spec.seeds[0], tokens.fingerprint, tokens.vocabulary).run_id)
 
-    gpus = gpu_count()
-    assumed = ASSUMED_GPU_FLOPS if gpus else ASSUMED_CPU_FLOPS
+    assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
     workers = default_workers()
     rows, seconds, flops, runs = [], 0.0, 0.0, 0

@@ -25,21 +25,21 @@ from dataeff.execution.base import Ended, Event, Job
 from dataeff.specs.result import RunFolder
 
 
-def gpu_count() -> int:
-    """Number of NVIDIA GPUs this process may use, without importing torch."""
+def usable_gpus() -> list[str]:
+    """Return the NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")])
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
 def default_workers() -> int:
     """One worker a GPU; one on Apple silicon, whose GPU they would share; else one a CPU core this process may use."""
-    if gpus := gpu_count():
-        return gpus
+    if gpus := usable_gpus():
+        return len(gpus)
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -49,18 +49,18 @@ def default_workers() -> int:
 class _Worker:
     process: BaseProcess
     connection: Connection
-    gpu: int | None
+    gpu: str | None
     job: Job | None = None
 
 
-def _enter(connection: Connection, gpu: int | None) -> None:
+def _enter(connection: Connection, gpu: str | None) -> None:
     """The child's first function: importing the worker, and torch with it, is left to the child."""
     from dataeff.execution.worker import worker_main
 
     worker_main(connection, gpu)
 
 
-def _start(gpu: int | None) -> _Worker:
+def _start(gpu: str | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_enter, args=(theirs, gpu), daemon=True, name="dataeff-worker")
@@ -79,7 +79,7 @@ class LocalExecutor:
 
     def __init__(self, workers: int | None = None) -> None:
         self.slots = workers or default_workers()
-        self._gpus = gpu_count()
+        self._gpus = usable_gpus()
         self._workers: list[_Worker] = []
         self._jobs: deque[Job] = deque()
         self._stopped = False
@@ -106,7 +106,8 @@ class LocalExecutor:
             if worker is None:
                 if len(self._workers) == self.slots:
                     return
-                worker = _start(len(self._workers) % self._gpus if self._gpus else None)
+                held = [worker.gpu for worker in self._workers]
+                worker = _start(min(self._gpus, key=held.count, default=None))  # the least used GPU
                 self._workers.append(worker)
             worker.job = self._jobs.popleft()
             try:

@@ -110,10 +110,10 @@ class _Controller:
         return self._stopped
 
 
-def worker_main(connection: Connection, gpu: int | None) -> None:
+def worker_main(connection: Connection, gpu: str | None) -> None:
     """Train jobs from `connection` one after another until it says None or closes."""
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     use_one_thread()
     controller = _Controller(connection)
     while (job := controller.receive()) is not None:
