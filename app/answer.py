@@ -26,7 +26,7 @@ try:
         st.query_params["study"] = study
         rows = answer_rows(connection, study)
         text = answer_text(connection, study, *rows)
-        chart = study_limits_chart(connection, study)
+        chart = study_limits_chart(connection, study, dark=st.context.theme.type == "dark")
 except DataeffError as error:
     st.error(str(error))
     st.stop()

@@ -396,7 +396,12 @@ def serve(
     from dataeff.share import shared_folder
 
     page = shared_folder("app") / "answer.py"
-    options = ["--server.address=127.0.0.1", f"--server.port={port}", "--browser.gatherUsageStats=false"]
+    options = [
+        "--server.address=127.0.0.1",
+        f"--server.port={port}",
+        "--browser.gatherUsageStats=false",
+        "--client.toolbarMode=minimal",
+    ]
     environment = {**os.environ, "DATAEFF_DATABASE": str(database.resolve())}
     raise typer.Exit(subprocess.call([sys.executable, "-m", "streamlit", "run", str(page), *options], env=environment))
 

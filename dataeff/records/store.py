@@ -85,7 +85,7 @@ class Database:
         """
         if not self.path.exists():
             raise NotFoundError(
-                f"there is no database {self.path}; train something into it (`dataeff run studies/quickstart.toml`), "
+                f"there is no database {self.path}; train something into it (`dataeff run quickstart`), "
                 "or name another file with --database"
             )
         deadline = time.monotonic() + timeout

@@ -13,12 +13,14 @@ from typing import Any
 import altair as alt
 
 from dataeff.errors import InputError
-from dataeff.reports.theme import light, recipe_colours
+from dataeff.reports.theme import chart_config, page_colour, recipe_colours
 
 Records = list[dict[str, Any]]
 
 
-def limits_chart(points: Records, laws: Records, limits: Records, recipes: Sequence[str], title: str) -> alt.HConcatChart:
+def limits_chart(
+    points: Records, laws: Records, limits: Records, recipes: Sequence[str], title: str, dark: bool = False
+) -> alt.HConcatChart:
     """Return loss against total parameters (log), one panel a budget D: the paper's first figure.
 
     `points`: one record a cell (recipe, seed_tokens, size, parameters_total, val_loss, low, high, state).
@@ -43,7 +45,7 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
             return alt.Data(values=[r for r in records if r["seed_tokens"] == seed_tokens])
 
         y_axis = alt.Axis(title="validation loss (nats/token)" if place == 0 else None, labels=place == 0, ticks=False)
-        x = alt.X("parameters_total:Q", scale=across, title="parameters (total)").axis(format="~s", tickCount=4)
+        x = alt.X("parameters_total:Q", scale=across, title="parameters (total)").axis(format="~s", tickCount=4, grid=False)
         y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
         tooltip = ["recipe:N", "size:N", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
         panels.append(
@@ -53,15 +55,15 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
                 .encode(y=alt.Y("limit_loss:Q", scale=scale, axis=y_axis), color=colour),
                 alt.Chart(of_budget(laws)).mark_line(strokeDash=[6, 4], strokeWidth=1.5).encode(x=x, y=y, color=colour),
                 alt.Chart(of_budget(points))
-                .mark_rule(strokeWidth=1.5)
+                .mark_rule(strokeWidth=2)
                 .encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
                 alt.Chart(of_budget(points))
-                .mark_point(size=70, strokeWidth=2, opacity=1)
+                .mark_point(size=45, strokeWidth=2, opacity=1)
                 .encode(
                     x=x,
                     y=y,
                     color=colour,
-                    fill=alt.condition("datum.state === 'certified'", colour, alt.value("white")),
+                    fill=alt.condition("datum.state === 'certified'", colour, alt.value(page_colour(dark))),
                     tooltip=tooltip,
                 ),
             ).properties(width=230, height=300, title=f"D = {seed_tokens:,} tokens")
@@ -74,7 +76,7 @@ def limits_chart(points: Records, laws: Records, limits: Records, recipes: Seque
         alt.hconcat(*panels, spacing=12)
         .resolve_scale(y="shared", color="shared")
         .properties(title=alt.TitleParams(title, subtitle=note))
-        .configure(**light())
+        .configure(**chart_config(dark))
     )
 
 

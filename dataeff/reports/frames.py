@@ -54,10 +54,10 @@ def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     return [recipe for recipe, _ in found.fetchall()]
 
 
-def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str) -> alt.HConcatChart:
+def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str, dark: bool = False) -> alt.HConcatChart:
     """Return the study's first figure: loss against total parameters, one panel a budget. Raises as `answer_rows` does."""
     from dataeff.reports.charts import limits_chart
 
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
     found = [records(connection, query, study) for query in (POINTS, LAWS, LIMITS)]
-    return limits_chart(*found, recipes(connection, study), question)
+    return limits_chart(*found, recipes(connection, study), question, dark)

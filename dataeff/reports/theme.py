@@ -17,14 +17,27 @@ def recipe_colours(recipes: Sequence[str]) -> dict[str, str]:
     return {recipe: PALETTE[i % len(PALETTE)] for i, recipe in enumerate(recipes)}
 
 
-def light() -> dict[str, object]:
-    """Return the Vega-Lite config of charts on a white page."""
+def page_colour(dark: bool) -> str:
+    """Return the colour charts are drawn on."""
+    return "#171614" if dark else "#ffffff"
+
+
+def chart_config(dark: bool = False) -> dict[str, object]:
+    """Return the Vega-Lite config of charts on a white or a dark page; every colour is set, none left to the page."""
+    ink, faint, lines = ("#eeeeee", "#b0b0b0", "#3a3a3a") if dark else ("#1a1a1a", "#555555", "#e8e8e8")
+    labels = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
     return {
-        "background": "white",
+        "background": page_colour(dark),
         "font": FONT,
-        "axis": {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e8e8e8", "domain": False},
-        "header": {"labelFontSize": 12, "titleFontSize": 12},
-        "legend": {"labelFontSize": 12, "titleFontSize": 12, "orient": "top", "titleFontWeight": "normal"},
-        "title": {"fontSize": 14, "anchor": "start", "fontWeight": "normal", "subtitleFontSize": 12, "subtitleColor": "#555555"},
+        "axis": {**labels, "labelFontSize": 11, "gridColor": lines, "tickColor": faint, "domain": False},
+        "legend": {**labels, "orient": "top"},
+        "title": {
+            "fontSize": 14,
+            "anchor": "start",
+            "fontWeight": "normal",
+            "color": ink,
+            "subtitleFontSize": 12,
+            "subtitleColor": faint,
+        },
         "view": {"stroke": None},
     }
