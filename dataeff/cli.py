@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dataeff.errors import DataeffError, InputError, NotFoundError
+from dataeff.errors import DataeffError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,6 +160,8 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
         with _progress() as progress:
             launch = Launch(study, database, pool, storage, progress)
         console.print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", soft_wrap=True)
+        if taken_out := launch.recorder.taken_out:
+            console.print(f"the study has changed: {taken_out} cells of its earlier text are recorded anew; runs stay")
 
         def interrupt(number: int, frame: object) -> None:
             if launch.stopping:
@@ -432,17 +434,8 @@ def main() -> None:
             raise
         print(f"dataeff: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("dataeff: stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         if debug:
             raise
         print(f"dataeff: {error}; check that the path can be written and the disk has space, then try again", file=sys.stderr)
         sys.exit(1)
-
-
-__all__ = ["NotFoundError", "app", "main"]

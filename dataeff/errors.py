@@ -54,6 +54,10 @@ class DatabaseBusyError(DatabaseError):
     """Another process held the database file for longer than the time allowed."""
 
 
+class StudyRunningError(DataeffError):
+    """Another process is running the same study."""
+
+
 class TrainingError(DataeffError):
     """An attempt at a run failed for a reason other than divergence."""
 

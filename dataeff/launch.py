@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dataeff.data.tokens import Tokens, build_tokens
-from dataeff.errors import DatabaseBusyError, StudyError
+from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
 from dataeff.execution.base import Ended, Executor, Job, Progressed
 from dataeff.planning.plan import starts_of, typical_runs
 from dataeff.records.recorder import Recorder
@@ -26,7 +28,7 @@ from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import Certificate
 from dataeff.search.tune import CellSearch, Proposal, open_storage
 from dataeff.specs.grid import Point
-from dataeff.specs.result import RunFolder, RunResult, Store
+from dataeff.specs.result import RunFolder, RunResult, Store, load_fact
 from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
@@ -43,7 +45,6 @@ class CellProgress:
     search: CellSearch | None = None  # None while it waits for the cells it starts from
     trained: int = 0
     reused: int = 0
-    diverged: int = 0
     repeats_left: int = 0  # runs of the optimum under the other seeds
     certificate: Certificate | None = None
 
@@ -83,7 +84,7 @@ class Launch:
     def __init__(
         self,
         study: Study,
-        database: Path,
+        database: Path | str,
         executor: Executor,
         storage: str | None = None,
         on_progress: Callable[[str, int, int | None], None] | None = None,
@@ -93,7 +94,7 @@ class Launch:
         Raises `StudyError`, `CorpusError` or `DatabaseError` before anything is trained.
         """
         self.study, self.spec, self.executor = study, study.spec, executor
-        self.store = Store.beside(database)
+        self.store = Store.beside(Path(database))
         self.recorder = Recorder(Database(database))
         self.tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
         check_budgets(study, self.tokens)
@@ -104,12 +105,26 @@ class Launch:
         self.stopping = False
         self.database_busy_since: float | None = None
         self.began = time.monotonic()
+        self.trained = 0  # runs, each counted once however many cells wanted it
         self.flops_trained = 0
         self._last_flush = -math.inf
+        self._lock = self._claim()
+        self._storage = open_storage(storage or self.store.path / "optuna.log")
         self._losses = self.recorder.begin(
             study, self.spec.cells, self.tokens.fingerprint, self.tokens.name, self.tokens.vocabulary
         )
-        self._storage = open_storage(storage or self.store.path / "optuna.log")
+
+    def _claim(self) -> FileLock:
+        """Hold the study for as long as this object lives: two launches would fail each other's trials."""
+        lock = FileLock(self.store.path / f"{self.spec.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StudyRunningError(
+                f"study {self.spec.name} is being run by another process on {self.store.path}; wait for it, stop it, or give "
+                "this study another name"
+            ) from None
+        return lock
 
     def run(self, on_change: Callable[[Launch], None] | None = None) -> None:
         """Train what is missing. Raises `DatabaseError` when the results cannot be written down in the end."""
@@ -127,7 +142,10 @@ class Launch:
                     else:
                         self._end(event)
         finally:
-            self._flush(LAST_FLUSH_SECONDS, last=True)
+            try:
+                self._flush(LAST_FLUSH_SECONDS, last=True)
+            finally:
+                self._lock.release()
 
     def stop(self) -> None:
         """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
@@ -151,10 +169,12 @@ class Launch:
                     self._note_taken_over(progress)
                     if progress.search.ended:
                         self._close(progress)
-                        changed = True
+                        changed = progress.search.failed is None
 
     def _can_start(self, cell: Cell) -> bool:
-        return all(self.cells[other].certificate is not None for other in cell.waits_for)
+        """Whether the cells it starts from have ended; one that failed has no optimum to start from until it is tried again."""
+        others = [self.cells[other] for other in cell.waits_for]
+        return all(other.certificate is not None and other.search.failed is None for other in others)
 
     def _open(self, progress: CellProgress) -> None:
         cell = progress.cell
@@ -186,7 +206,7 @@ class Launch:
         """The search has ended: keep its certificate, and repeat its optimum under the other seeds."""
         progress.certificate = progress.search.certificate
         self.recorder.search_ended(progress.cell, progress.search.stopped)
-        best = progress.certificate.best
+        best = None if progress.search.failed else progress.certificate.best
         for seed in self.spec.seeds[1:] if best is not None else ():
             if self._recorded(self._run_spec(progress.cell, best, seed)) is None:
                 progress.repeats_left += 1
@@ -209,7 +229,7 @@ class Launch:
         return loss
 
     def _take(self, folder: RunFolder) -> float:
-        result = RunResult.model_validate_json(folder.result.read_bytes())
+        result = load_fact(RunResult, folder.result)
         self.recorder.run(folder)
         loss = math.inf if result.val_loss is None else result.val_loss
         self._losses[result.run_id] = loss
@@ -234,6 +254,7 @@ class Launch:
         if event.outcome in ("finished", "diverged"):
             del self.running[event.run_id]
             loss = self._take(self.store.run(event.run_id))
+            self.trained += event.trained
             self.flops_trained += wanted.spec.training_flops * event.trained
             for waiter in wanted.waiters:
                 self._tell(waiter, wanted.spec, loss, event.trained)
@@ -259,7 +280,6 @@ class Launch:
         progress = waiter.progress
         progress.trained += trained and waiter.proposal is not None
         progress.reused += not trained and waiter.proposal is not None
-        progress.diverged += math.isinf(loss)
         if waiter.proposal:
             progress.search.tell(waiter.proposal, loss)
         else:

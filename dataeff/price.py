@@ -52,8 +52,8 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
     except NotFoundError:  # no database yet: nothing is recorded
         losses, speeds = {}, {}
 
-    def recorded(cell: Cell, point: Point) -> float | None:
-        return losses.get(spec.run_spec(cell, point, spec.seeds[0], tokens.fingerprint, tokens.vocabulary).run_id)
+    def recorded(cell: Cell, point: Point, seed: int) -> float | None:
+        return losses.get(spec.run_spec(cell, point, seed, tokens.fingerprint, tokens.vocabulary).run_id)
 
     assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed

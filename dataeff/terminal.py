@@ -134,7 +134,6 @@ def _view(launch: Launch) -> Group:
 def summary_line(launch: Launch) -> str:
     """Return one line: cells by state, runs, speed, time spent and left."""
     cells = ", ".join(f"{n} {state}" for state, n in launch.states.items())
-    trained = sum(p.trained for p in launch.cells.values())
     reused = sum(p.reused for p in launch.cells.values())
     speed = f", {count(launch.tokens_per_second)} tokens/s" if launch.latest else ""
     left = launch.seconds_left()
@@ -145,7 +144,7 @@ def summary_line(launch: Launch) -> str:
         busy = f"\nthe database file is held by another program for {waited}; results wait in their run folders"
     stopping = "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once" if launch.stopping else ""
     elapsed = duration(time.monotonic() - launch.began)
-    runs = f"runs: {trained} trained, {reused} reused, {len(launch.running)} in flight{speed}"
+    runs = f"runs: {launch.trained} trained, {reused} reused, {len(launch.running)} in flight{speed}"
     return f"cells: {cells}\n{runs}; {elapsed} so far{tail}{busy}{stopping}"
 
 

@@ -10,12 +10,12 @@ import os
 import socket
 from datetime import UTC, datetime
 
-from dataeff.specs.result import Attempt, Outcome, RunFolder, write_atomically
+from dataeff.specs.result import Attempt, Outcome, RunFolder, load_fact, write_atomically
 
 
 def recorded_attempts(folder: RunFolder) -> list[Attempt]:
     """Return the attempts of a run, in order."""
-    return [Attempt.model_validate_json(path.read_bytes()) for path in sorted(folder.attempts.glob("*.json"))]
+    return [load_fact(Attempt, path) for path in sorted(folder.attempts.glob("*.json"))]
 
 
 def _write(folder: RunFolder, attempt: Attempt) -> None:

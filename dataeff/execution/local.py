@@ -51,6 +51,7 @@ class _Worker:
     connection: Connection
     gpu: str | None
     job: Job | None = None
+    told_to_stop: bool = False
 
 
 def _enter(connection: Connection, gpu: str | None) -> None:
@@ -121,6 +122,7 @@ class LocalExecutor:
         if self._stopped:
             happened += [Ended(job.run_id, "preempted", "stopped before it started", trained=False) for job in self._jobs]
             self._jobs.clear()
+            self._tell_to_stop()
         busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
         for connection in wait(list(busy), timeout=0 if happened else timeout):
             worker = busy[connection]
@@ -149,10 +151,14 @@ class LocalExecutor:
         return Ended(worker.job.run_id, "killed", f"worker process {worker.process.pid} ended with exit code {code}{hint}")
 
     def stop(self) -> None:
-        if not self._stopped:
-            self._stopped = True
-            for worker in self._workers:
+        # May be called by a signal handler, in the middle of anything: the telling is left to the next `events()`.
+        self._stopped = True
+
+    def _tell_to_stop(self) -> None:
+        for worker in self._workers:
+            if worker.job is not None and not worker.told_to_stop:
+                worker.told_to_stop = True
                 try:
                     worker.connection.send(None)
-                except BrokenPipeError:  # already gone; events() says so
+                except BrokenPipeError:  # already gone; its pipe says so below
                     continue

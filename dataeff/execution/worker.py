@@ -15,9 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from dataeff.data.tokens import open_tokens
+from dataeff.errors import DataeffError
 from dataeff.execution.attempts import end_attempt, start_attempt
 from dataeff.execution.base import Ended, Event, Job, Progressed
-from dataeff.specs.result import RunFolder, RunResult, write_atomically
+from dataeff.specs.result import RunFolder, RunResult, load_fact, write_atomically
 from dataeff.training.device import describe_device, pick_device
 from dataeff.training.trainer import OutOfMemory, Preempted, Progress, train
 
@@ -32,18 +33,20 @@ def use_one_thread() -> None:
 
 
 def run_job(job: Job, device: str, emit: Callable[[Event], None], should_stop: Callable[[], bool]) -> Ended:
-    """Train `job` unless its result is there, and return how it ended. Only a disk that cannot be written raises."""
+    """Train `job` unless its result is there, and return how it ended."""
     folder = RunFolder(job.folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.lock)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.5, poll_interval=0.02)
-        except Timeout:
-            if should_stop():
-                return Ended(job.run_id, "preempted", "stopped while another process trained the same run", trained=False)
     try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0.5, poll_interval=0.02)
+            except Timeout:
+                if should_stop():
+                    return Ended(job.run_id, "preempted", "stopped while another process trained the same run", trained=False)
         return _run_locked(job, folder, device, emit, should_stop)
+    except (OSError, DataeffError) as error:
+        return Ended(job.run_id, "failed", f"the run folder {job.folder} cannot be used: {error}")
     finally:
         lock.release()
 
@@ -52,7 +55,7 @@ def _run_locked(
     job: Job, folder: RunFolder, device: str, emit: Callable[[Event], None], should_stop: Callable[[], bool]
 ) -> Ended:
     if folder.result.exists():
-        return Ended(job.run_id, RunResult.model_validate_json(folder.result.read_bytes()).status, trained=False)
+        return Ended(job.run_id, load_fact(RunResult, folder.result).status, trained=False)
     write_atomically(folder.spec, job.spec.model_dump_json(indent=1))  # an attempt needs it to say what was tried
     attempt = start_attempt(
         folder, job.run_id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)"
@@ -117,8 +120,4 @@ def worker_main(connection: Connection, gpu: str | None) -> None:
     use_one_thread()
     controller = _Controller(connection)
     while (job := controller.receive()) is not None:
-        try:
-            ended = run_job(job, "auto", controller.send, controller.should_stop)
-        except OSError as error:
-            ended = Ended(job.run_id, "failed", f"the run folder {job.folder} cannot be written: {error}")
-        controller.send(ended)
+        controller.send(run_job(job, "auto", controller.send, controller.should_stop))

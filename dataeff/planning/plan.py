@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dataeff.search.coordinate_descent import certificate, next_points
+from dataeff.search.coordinate_descent import certificate, next_points, replay
 from dataeff.specs.grid import Point
 from dataeff.specs.study import Cell, StudySpec
 
-Recorded = Callable[[Cell, Point], float | None]
+Recorded = Callable[[Cell, Point, int], float | None]  # loss of the run of a cell's point under a seed
 
 
 def typical_runs(axes: int) -> int:
@@ -39,14 +39,14 @@ class CellPlan:
 def starts_of(cell: Cell, optima: Mapping[str, Mapping[str, float] | None], start: object) -> tuple[Point, ...]:
     """Return where the search of `cell` starts, given the optima of the cells it waits for (None: they have none).
 
-    `start` is the recipe's: "neighbour", "middle" or the values of a point. No usable optimum means the middle.
+    `start` is the recipe's: "neighbour", "middle" or the values of a point. Optima come after it; with none, the middle.
     """
-    if isinstance(start, dict):
-        fixed = {name: values[0] for name, values in cell.grid.axes.items() if len(values) == 1}
-        return (cell.grid.point({**fixed, **start}),)
     found = [cell.grid.nearest(values) for other in cell.waits_for if (values := optima.get(other)) is not None]
     if start == "middle":
         found = [cell.grid.middle, *found]
+    elif isinstance(start, dict):
+        fixed = {name: values[0] for name, values in cell.grid.axes.items() if len(values) == 1}
+        found = [cell.grid.point({**fixed, **start}), *found]
     return tuple(dict.fromkeys(found)) or (cell.grid.middle,)
 
 
@@ -54,33 +54,23 @@ def plan(study: StudySpec, vocabulary: int, recorded: Recorded) -> list[CellPlan
     """Return the plan of every cell, in the order they can start. Nothing is trained."""
     optima: dict[str, Mapping[str, float] | None] = {}
     plans = []
+    width, limit = study.resources.points_in_flight, study.resources.max_runs_per_cell
     for cell in study.cells:
         results: dict[Point, float] = {}
-        waiting = any(other not in optima for other in cell.waits_for)
-        if not waiting:
+        state, repeats = "waiting", len(study.seeds) - 1
+        if all(other in optima for other in cell.waits_for):
             starts = starts_of(cell, optima, study.recipes[cell.recipe].start)
-            results, ended = _replay(cell, starts, recorded, study.resources.points_in_flight)
-            state = certificate(results, cell.grid)
-            if ended:
-                optima[cell.id] = cell.grid.values(state.best) if state.best else None
+            results = replay(lambda point, cell=cell: recorded(cell, point, study.seeds[0]), cell.grid, starts, width, limit)
+            found = certificate(results, cell.grid)
+            state = found.state
+            if not next_points(results, cell.grid, starts, width=width, limit=limit):
+                optima[cell.id] = cell.grid.values(found.best) if found.best else None
+                missing = [seed for seed in study.seeds[1:] if found.best and recorded(cell, found.best, seed) is None]
+                repeats = len(missing)
         tuned = sum(length > 1 for length in cell.grid.shape)
-        limit = min(cell.grid.size, study.resources.max_runs_per_cell or cell.grid.size)
-        expected = 0 if cell.id in optima else max(1, min(limit, typical_runs(tuned)) - len(results))
+        likely = min(cell.grid.size, limit or cell.grid.size, typical_runs(tuned))
+        expected = repeats + (0 if cell.id in optima else max(1, likely - len(results)))
         epochs = cell.grid.values(cell.grid.middle)["epochs"]
         flops = cell.seed_tokens * epochs * study.model(cell.size, vocabulary).training_flops_per_token
-        repeats = 0 if cell.id in optima else len(study.seeds) - 1
-        plans.append(
-            CellPlan(cell, "waiting" if waiting else state.state, len(results), expected + repeats, (expected + repeats) * flops)
-        )
+        plans.append(CellPlan(cell, state, len(results), expected, expected * flops))
     return plans
-
-
-def _replay(cell: Cell, starts: tuple[Point, ...], recorded: Recorded, width: int) -> tuple[dict[Point, float], bool]:
-    """Follow the search as far as recorded runs reach; the flag says whether it reached its end."""
-    results: dict[Point, float] = {}
-    while wanted := next_points(results, cell.grid, starts, width=width):
-        known = {point: loss for point in wanted if (loss := recorded(cell, point)) is not None}
-        results |= known
-        if len(known) < len(wanted):
-            return results, False
-    return results, True

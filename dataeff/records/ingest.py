@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
-from pydantic import BaseModel, ValidationError
 
 from dataeff.errors import InputError
-from dataeff.specs.result import Attempt, RunFolder, RunResult
+from dataeff.specs.result import Attempt, RunFolder, RunResult, load_fact
 from dataeff.specs.run import RunSpec
-
-Model = TypeVar("Model", bound=BaseModel)
 
 _CURVES = """
     INSERT INTO metric BY NAME
@@ -39,19 +35,18 @@ def ingest(
     connection: duckdb.DuckDBPyConnection,
     folders: Iterable[RunFolder],
     corpus_names: Mapping[str, str] | None = None,
-    is_gone: Callable[[Attempt], bool] = lambda attempt: False,
 ) -> int:
     """Record what the run folders hold, attempts of unfinished runs too; return how many runs are new.
 
-    `corpus_names` gives a name for a corpus' fingerprint. An attempt left `running` of which `is_gone` says that its
-    process is no more is recorded as `killed`. Raises `InputError`, which names the file, for a folder that is not whole.
+    `corpus_names` gives a name for a corpus' fingerprint. Raises `InputError`, which names the file, for a folder that is
+    not whole.
     """
     runs, attempts = [], []
     for folder in folders:
-        spec = _load(RunSpec, folder.spec)
+        spec = load_fact(RunSpec, folder.spec)
         if folder.path.name != spec.run_id:
             raise InputError(f"{folder.spec} is the spec of run {spec.run_id}, not of {folder.path.name}; move the folder back")
-        attempts += [_attempt_row(_load(Attempt, path), is_gone) for path in sorted(folder.attempts.glob("*.json"))]
+        attempts += [load_fact(Attempt, path).model_dump() for path in sorted(folder.attempts.glob("*.json"))]
         if folder.result.exists():
             runs.append((folder, spec, _result(folder, spec)))
     _insert(
@@ -74,9 +69,18 @@ def ingest(
 
 
 def record_study(
-    connection: duckdb.DuckDBPyConnection, name: str, question: str, baseline: str, text: str, spec: Mapping[str, Any]
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    question: str,
+    baseline: str,
+    text: str,
+    spec: Mapping[str, Any],
+    asks: str,
 ) -> None:
-    """Record a study, or that it was asked again: `started_at` stays, everything else becomes what is given."""
+    """Record a study, or that it was launched again: `started_at` stays, everything else becomes what is given.
+
+    `asks` is the identity of everything that decides which runs the study asks for.
+    """
     now = datetime.now(UTC)
     row = {
         "name": name,
@@ -84,6 +88,7 @@ def record_study(
         "baseline": baseline,
         "text": text,
         "text_hash": hashlib.sha256(text.encode()).hexdigest(),
+        "asks": asks,
         "started_at": now,
         "updated_at": now,
         "spec": spec,
@@ -126,17 +131,8 @@ def _replacing(keys: list[str], columns: list[str]) -> str:
     return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in columns)}"
 
 
-def _load(model: type[Model], path: Path) -> Model:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{path} cannot be read as a {model.__name__}: {error}; move its run folder away to train it again"
-        ) from error
-
-
 def _result(folder: RunFolder, spec: RunSpec) -> RunResult:
-    result = _load(RunResult, folder.result)
+    result = load_fact(RunResult, folder.result)
     if result.run_id != spec.run_id:
         raise InputError(f"{folder.result} is the result of run {result.run_id}, not of {spec.run_id}; move its run folder away")
     if result.status == "finished" and (result.val_loss is None or not math.isfinite(result.val_loss)):
@@ -174,11 +170,3 @@ def _artifact_rows(folder: RunFolder, result: RunResult) -> list[dict[str, Any]]
         return []
     path = folder.weights.relative_to(folder.path.parent.parent).as_posix()
     return [{"run_id": result.run_id, "name": "weights", "path": path, "bytes": result.weights_bytes}]
-
-
-def _attempt_row(attempt: Attempt, is_gone: Callable[[Attempt], bool]) -> dict[str, Any]:
-    row = {**attempt.model_dump(), "ended_at": attempt.ended_at}
-    if attempt.outcome == "running" and is_gone(attempt):
-        reason = f"process {attempt.process_id} on {attempt.host} ended without a word: killed, or the machine stopped"
-        row |= {"outcome": "killed", "reason": reason}
-    return row

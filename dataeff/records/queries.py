@@ -7,7 +7,7 @@ writes, fits or formats.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
@@ -26,31 +26,17 @@ def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence
     """Run SQL of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and what it suggests."""
     try:
         found = connection.execute(text, list(parameters))
-        return [column[0] for column in found.description or []], found.fetchall()
+        given = [column[0] for column in found.description or []]
+        names = [f"{name}_{n}" if (n := given[:i].count(name)) else name for i, name in enumerate(given)]
+        return names, found.fetchall()
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {error}") from error
 
 
-def known_results(connection: duckdb.DuckDBPyConnection, run_ids: Iterable[str]) -> dict[str, float]:
-    """Return the loss of each of these runs that is recorded, `math.inf` for a diverged one."""
-    return _losses(connection, "list_contains($1, run_id)", [list(run_ids)])
-
-
 def recorded_losses(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, float]:
     """Return the loss of every recorded run on the corpus of this fingerprint, `math.inf` for a diverged one."""
-    return _losses(connection, "corpus = $1", [corpus])
-
-
-def _losses(connection: duckdb.DuckDBPyConnection, condition: str, parameters: list[Any]) -> dict[str, float]:
-    rows = connection.execute(f"SELECT run_id, val_loss FROM run WHERE {condition}", parameters).fetchall()
+    rows = connection.execute("SELECT run_id, val_loss FROM run WHERE corpus = $1", [corpus]).fetchall()
     return {run_id: math.inf if loss is None else loss for run_id, loss in rows}
-
-
-def missing(connection: duckdb.DuckDBPyConnection, run_ids: Iterable[str]) -> list[str]:
-    """Return those of these runs that are not recorded, in the order given."""
-    wanted = list(dict.fromkeys(run_ids))
-    known = known_results(connection, wanted)
-    return [run_id for run_id in wanted if run_id not in known]
 
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
@@ -131,14 +117,19 @@ def studies(connection: duckdb.DuckDBPyConnection) -> Answer:
     )
 
 
+def require_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
+    """Raise `NotFoundError`, with the nearest name, unless the study is recorded."""
+    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
+    if study not in names:
+        raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
+
+
 def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
     """Return (columns, rows): one row a cell of the study, its optimum and certificate.
 
     Raises `NotFoundError` with the nearest name of a study.
     """
-    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
-    if study not in names:
-        raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
+    require_study(connection, study)
     return query(
         connection,
         """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, best.val_loss_mean, seeds, lr, weight_decay,

@@ -6,19 +6,18 @@ the process is found again in the run folders. Nothing here decides what is trai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from dataeff.records.ingest import ingest, record_cells, record_study, record_trials
 from dataeff.records.queries import recorded_losses
 from dataeff.records.store import Database
 from dataeff.specs.grid import Point
+from dataeff.specs.identity import identity
 from dataeff.specs.result import RunFolder
+from dataeff.specs.run import TRAINER_VERSION
 from dataeff.specs.study import Cell, Study
 
 FIRST_WRITE_SECONDS = 60.0
@@ -34,11 +33,13 @@ class Recorder:
         self._cells: dict[str, dict[str, Any]] = {}
         self._changed: set[str] = set()  # cells whose row is not written as it stands
         self._corpus: dict[str, str] = {}
+        self.taken_out = 0
 
     def begin(self, study: Study, cells: Sequence[Cell], corpus: str, corpus_name: str, vocabulary: int) -> dict[str, float]:
         """Record the study and its cells, and return the loss of every recorded run on the corpus (inf: diverged).
 
-        Cells that the study no longer has, or whose grid has changed, are taken out with their trials; runs stay.
+        Of a study that asks for other runs than when it was last launched, the cells and trials are taken out, to be
+        recorded anew as the search goes on (`taken_out` counts the cells); runs stay.
         Raises `DatabaseError` when the database cannot be written.
         """
         spec = study.spec
@@ -57,33 +58,25 @@ class Recorder:
                 "axes": {name: list(values) for name, values in cell.grid.axes.items()},
                 "shape": list(cell.grid.shape),
                 "starts": [],
-                "max_runs": spec.resources.max_runs_per_cell,
                 "search_ended_at": None,
                 "search_stopped": None,
             }
+        declared = spec.model_dump(mode="json", exclude={"question", "baseline"})
+        asked = {"spec": declared, "corpus": corpus, "trainer": TRAINER_VERSION}
         with self._database.write(FIRST_WRITE_SECONDS) as connection:
-            record_study(connection, spec.name, spec.question, spec.baseline, study.source, spec.model_dump(mode="json"))
-            self._keep_known(connection, spec.name, corpus)
-            record_cells(connection, self._cells.values())
+            known = connection.execute("SELECT asks FROM study WHERE name = $1", [spec.name]).fetchone()
+            if known is not None and known[0] != identity(asked):
+                (self.taken_out,) = connection.execute("SELECT count(*) FROM cell WHERE study = $1", [spec.name]).fetchone()
+                of_study = "cell_id IN (SELECT cell_id FROM cell WHERE study = $1)"
+                connection.execute(f"DELETE FROM trial WHERE {of_study}", [spec.name])
+                connection.execute("DELETE FROM cell WHERE study = $1", [spec.name])
+            record_study(
+                connection, spec.name, spec.question, spec.baseline, study.source, spec.model_dump(mode="json"), identity(asked)
+            )
+            recorded = connection.execute("SELECT cell_id FROM cell WHERE study = $1", [spec.name]).fetchall()
+            new = self._cells.keys() - {cell_id for (cell_id,) in recorded}
+            record_cells(connection, [self._cells[cell_id] for cell_id in new])
             return recorded_losses(connection, corpus)
-
-    def _keep_known(self, connection: duckdb.DuckDBPyConnection, study: str, corpus: str) -> None:
-        """Take out what an earlier text of the study left, and keep what earlier launches knew of the cells that stay."""
-        known = connection.execute(
-            "SELECT cell_id, axes, starts::JSON, search_ended_at, search_stopped FROM cell WHERE study = $1", [study]
-        )
-        for cell_id, axes, starts, ended, stopped in known.fetchall():
-            row = self._cells.get(cell_id)
-            if row is not None and json.loads(axes) == row["axes"]:
-                row |= {"starts": json.loads(starts), "search_ended_at": ended, "search_stopped": stopped}
-            else:
-                connection.execute("DELETE FROM trial WHERE cell_id = $1", [cell_id])
-                connection.execute("DELETE FROM cell WHERE cell_id = $1", [cell_id])
-        connection.execute(
-            """DELETE FROM trial WHERE cell_id IN (SELECT cell_id FROM cell WHERE study = $1)
-               AND run_id IN (SELECT run_id FROM run WHERE corpus <> $2)""",
-            [study, corpus],
-        )
 
     def run(self, folder: RunFolder) -> None:
         """A run folder has news: a result, or an attempt that ended."""

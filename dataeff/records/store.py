@@ -95,7 +95,8 @@ class Database:
                     connection = stack.enter_context(self._open(deadline, read_only=True))
             except Timeout:
                 raise self._busy(timeout, "a writer") from None
-            _check_version(connection, self.path)
+            if _check_version(connection, self.path) == 0:
+                raise NotFoundError(f"{self.path} holds no runs yet; train something into it (`dataeff run quickstart`)")
             yield connection
 
     @contextmanager

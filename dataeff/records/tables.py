@@ -134,6 +134,7 @@ class Study(SQLModel, table=True):
     baseline: str | None
     text: str
     text_hash: str
+    asks: str
     started_at: datetime = _time()
     updated_at: datetime = _time()
     spec: dict[str, Any] = Field(sa_type=JSON)
@@ -153,7 +154,6 @@ class Cell(SQLModel, table=True):
     axes: dict[str, list[float]] = Field(sa_type=JSON)
     shape: list[int] = Field(sa_type=ARRAY(Integer))
     starts: list[list[int]] = Field(sa_type=JSON)
-    max_runs: int | None = _count()
     search_ended_at: datetime | None = _time()
     search_stopped: str | None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dataeff.errors import NotFoundError, nearest
+from dataeff.records.queries import require_study
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,7 +19,7 @@ SELECT limits.recipe, limits.seed_tokens, limits.kind AS limit_kind, limits.limi
     limits.certified, limits.boundary, limits.open,
     efficiency.data_efficiency_trained, efficiency.extrapolated, efficiency.tokens_needed,
     efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
-    concat_ws('; ', limits.reason, efficiency.reason) AS reason
+    coalesce(limits.reason, efficiency.reason) AS reason
 FROM asymptote AS limits
 JOIN study ON study.name = limits.study
 LEFT JOIN data_efficiency AS efficiency USING (study, recipe, seed_tokens)
@@ -37,9 +37,7 @@ def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list
 
     Raises `NotFoundError` for a study that is not in the database.
     """
-    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
-    if study not in names:
-        raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
+    require_study(connection, study)
     found = connection.execute(ROWS, {"study": study})
     return [column[0] for column in found.description], found.fetchall()
 
@@ -54,7 +52,7 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
                 f"{record['seed_tokens']:,}",
                 _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
                 record["limit_kind"],
-                f"{_number(record['best_trained'], None, None, '.3f')} ({record['best_size']})",
+                "-" if record["best_size"] is None else f"{record['best_trained']:.3f} ({record['best_size']})",
                 _number(record["data_efficiency_trained"], None, None, ".2f"),
                 _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
             )
@@ -82,7 +80,8 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
             lines.append(_sentence(record, base))
     for record in records:
         if record["reason"]:
-            lines.append(f"No number for {record['recipe']} at D = {record['seed_tokens']:,}: {record['reason']}.")
+            lacks = "limit" if record["limit_loss"] is None else "data efficiency"
+            lines.append(f"No {lacks} for {record['recipe']} at D = {record['seed_tokens']:,}: {record['reason']}.")
     lines += ["", *_doubts(connection, study)]
     return "\n".join(lines)
 
@@ -101,7 +100,7 @@ def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
     if base is not None:
         said += f"; {base['recipe']} reaches {_loss(base)}"
     if record["data_efficiency"] is None:
-        return f"{said}. Data efficiency: none ({record['reason']})."
+        return f"{said}."
     interval = ""
     if record["data_efficiency_low"] is not None:
         high = record["data_efficiency_high"]

@@ -48,12 +48,14 @@ def next_points(
     starts: Sequence[Point] = (),
     in_flight: Collection[Point] = frozenset(),
     width: int = 2,
+    limit: int | None = None,
 ) -> list[Point]:
     """Return the points of the current stage that are neither in `results` nor in flight; empty when the path is done.
 
     `results` holds the loss of every point tried, lower is better, `math.inf` for a diverged run. The path begins at
     `starts` (the middle of the grid unless given), all in one stage. On a plateau of exactly equal losses, and while
-    every run has diverged, the path widens to the neighbours of every such point, nearest first.
+    every run has diverged, the path widens to the neighbours of every such point, nearest first. A `limit` cuts the path
+    after that many points.
     Raises `InputError` for a loss of NaN or -inf or a width below one, `OffGridError` for a point off the grid.
     """
     _check(results, grid, starts, width)
@@ -63,8 +65,9 @@ def next_points(
     steps = cache(partial(_steps, grid))  # a call may poll the same plateau hundreds of times
     stage: dict[Point, Direction | None] = dict.fromkeys(starts or (grid.middle,))
     while stage:
-        waiting = [point for point in stage if point not in results]
-        if waiting:
+        allowed = list(stage)[: None if limit is None else max(0, limit - len(known))]
+        waiting = [point for point in allowed if point not in results]
+        if waiting or len(allowed) < len(stage):
             return [point for point in waiting if point not in in_flight]
         known.update((point, results[point]) for point in stage)
         best = min(stage, key=known.__getitem__)
@@ -72,6 +75,23 @@ def next_points(
             centre, paid = best, stage[best]
         stage = dict(islice(_polls(known, grid, centre, paid, steps), width))
     return []
+
+
+def replay(
+    recorded: Callable[[Point], float | None],
+    grid: Grid,
+    starts: Sequence[Point] = (),
+    width: int = 2,
+    limit: int | None = None,
+) -> dict[Point, float]:
+    """Return the results of the path as far as `recorded` reaches, which gives a point's loss or None; path order."""
+    results: dict[Point, float] = {}
+    while wanted := next_points(results, grid, starts, width=width, limit=limit):
+        known = {point: loss for point in wanted if (loss := recorded(point)) is not None}
+        results |= known
+        if len(known) < len(wanted):
+            break
+    return results
 
 
 def needed_points(

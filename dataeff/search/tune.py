@@ -18,10 +18,13 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from dataeff.search.coordinate_descent import Certificate, certificate
+from dataeff.errors import InputError
+from dataeff.search.coordinate_descent import Certificate, certificate, next_points, replay
 from dataeff.search.sampler import CoordinateDescentSampler, distributions
 from dataeff.specs.grid import Point
 from dataeff.specs.study import Cell
+
+_TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Recorded = Callable[[Point], float | None]  # loss of a point's run, inf if it diverged, None if it is not recorded
 
@@ -46,24 +49,33 @@ def open_storage(location: Path | str) -> BaseStorage:
     """Open an Optuna storage: a URL such as postgresql://..., or a journal file that `optuna-dashboard FILE` can show.
 
     A journal cut short by a kill is set aside and a new one begun: nothing is lost, the runs are the record.
+    Raises `InputError` for a URL that cannot be opened.
     """
-    if isinstance(location, str) and "://" in location:
-        return RDBStorage(location)
-    path = Path(location)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(location, str):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return RDBStorage(location)
+        except (ImportError, SQLAlchemyError) as error:
+            raise InputError(f"the Optuna storage {location} cannot be opened: {error}") from error
+    location.parent.mkdir(parents=True, exist_ok=True)
+    lock = _JournalLock(location)
 
     def journal() -> JournalStorage:
-        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+        return JournalStorage(JournalFileBackend(str(location), lock))
 
+    lock.acquire()  # whoever is writing finishes its line first
     try:
-        storage = journal()
-        complete = not path.stat().st_size or path.read_bytes()[-1:] == b"\n"
+        torn = location.exists() and location.stat().st_size > 0 and location.read_bytes()[-1:] != b"\n"
+    finally:
+        lock.release()
+    try:
+        if not torn:
+            return journal()
     except ValueError:  # a line that is not JSON, json.JSONDecodeError included
-        complete = False
-    if not complete:
-        path.replace(path.with_suffix(".broken"))
-        storage = journal()
-    return storage
+        pass
+    location.replace(location.with_suffix(".broken"))
+    return journal()
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Proposal:
 
 
 class CellSearch:
-    """The search of one cell. `results` holds the loss of every point it has, inf for a diverged run, in the order they came."""
+    """The search of one cell. `results` holds the loss of every point of its path, inf for a diverged run, as they came."""
 
     def __init__(
         self,
@@ -87,51 +99,63 @@ class CellSearch:
         max_runs: int | None = None,
     ) -> None:
         self.cell = cell
-        self.starts = tuple(starts)
         self.results: dict[Point, float] = {}
         self.in_flight: set[Point] = set()
-        self.stopped: str | None = None  # why the search ended before its certificate
+        self.failed: str | None = None  # why a point has no result: the search cannot go on
         self._recorded = recorded
-        self._max_runs = max_runs
+        self._path = {"starts": tuple(starts), "width": width, "limit": max_runs}
         self._sampler = CoordinateDescentSampler(cell.grid, [cell.grid.values(p) for p in starts] or None, width)
-        self._study = self._open(storage)
+        self._space = distributions(cell.grid)
+        self._study = self._reconcile(storage)
 
-    def _open(self, storage: BaseStorage) -> optuna.Study:
+    def _reconcile(self, storage: BaseStorage) -> optuna.Study:
+        """Open the Optuna study if its trials are on the recorded path, else build it anew; add what it lacks."""
+        recorded = replay(self._recorded, self.cell.grid, **self._path)
         study = optuna.create_study(storage=storage, study_name=self.cell.id, sampler=self._sampler, load_if_exists=True)
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING:
+        trials = study.get_trials(deepcopy=False)
+        told = {self._point(trial): self._loss(trial) for trial in trials if trial.state in _TOLD}
+        if any(trial.params and trial.distributions != self._space for trial in trials) or not told.items() <= recorded.items():
+            optuna.delete_study(study_name=self.cell.id, storage=storage)
+            study = optuna.create_study(storage=storage, study_name=self.cell.id, sampler=self._sampler)
+            trials, told = [], {}
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:  # its process is gone: one study is launched once at a time
                 study.tell(trial.number, state=TrialState.FAIL)
-            elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                point = self.cell.grid.point(trial.params) if set(trial.params) == set(self.cell.grid.names) else None
-                loss = math.inf if trial.state == TrialState.PRUNED else trial.value
-                if point is None or self._recorded(point) != loss:
-                    optuna.delete_study(study_name=self.cell.id, storage=storage)
-                    return optuna.create_study(storage=storage, study_name=self.cell.id, sampler=self._sampler)
-                self.results[point] = loss
+        self._study, self.results = study, told
+        self._take_over()
         return study
+
+    def _point(self, trial: optuna.trial.FrozenTrial) -> Point | None:
+        return self.cell.grid.point(trial.params) if trial.distributions == self._space else None
+
+    @staticmethod
+    def _loss(trial: optuna.trial.FrozenTrial) -> float:
+        return trial.value if trial.state == TrialState.COMPLETE else math.inf
+
+    def _take_over(self) -> None:
+        """Add what is recorded by now to the path, whoever trained it."""
+
+        def known(point: Point) -> float | None:
+            return self.results[point] if point in self.results else self._recorded(point)
+
+        for point, loss in replay(known, self.cell.grid, **self._path).items():
+            if point not in self.results and point not in self.in_flight:
+                self._add(point, loss)
 
     def propose(self) -> list[Proposal]:
         """Return the points to train now; what is recorded already is taken over as a trial instead."""
-        if self.stopped:
+        if self.failed:
             return []
-        wanted = self._pending()
-        while known := [(p, loss) for p in wanted if (loss := self._recorded(p)) is not None]:
-            for point, loss in known:
-                self._add(point, loss)
-            wanted = self._pending()
-        if self._max_runs is not None and len(wanted) > (left := self._max_runs - len(self.results) - len(self.in_flight)):
-            wanted = wanted[: max(0, left)]
-            if not wanted and not self.in_flight:
-                self.stopped = f"its {self._max_runs} runs are used up"
+        self._take_over()
         proposals = []
-        for _ in wanted:
-            trial = self._study.ask(distributions(self.cell.grid))
+        for _ in self._wanted():
+            trial = self._study.ask(self._space)  # the sampler hands out the points of the stage, in order
             proposals.append(Proposal(self.cell.grid.point(trial.params), trial))
             self.in_flight.add(proposals[-1].point)
         return proposals
 
-    def _pending(self) -> list[Point]:
-        return [self.cell.grid.point(values) for values in self._sampler.pending(self._study)]
+    def _wanted(self) -> list[Point]:
+        return next_points(self.results, self.cell.grid, in_flight=self.in_flight, **self._path)
 
     def _add(self, point: Point, loss: float) -> None:
         finite = math.isfinite(loss)
@@ -139,7 +163,7 @@ class CellSearch:
             optuna.trial.create_trial(
                 state=TrialState.COMPLETE if finite else TrialState.PRUNED,
                 params=self.cell.grid.values(point),
-                distributions=distributions(self.cell.grid),
+                distributions=self._space,
                 value=loss if finite else None,
             )
         )
@@ -155,15 +179,23 @@ class CellSearch:
             self._study.tell(proposal.trial, state=TrialState.PRUNED)
 
     def give_up(self, proposal: Proposal, reason: str | None) -> None:
-        """Report that a proposed point has no result. With a reason the search ends `open`; without, it was only interrupted."""
+        """Report that a proposed point has no result. With a reason the search has failed; without, it was interrupted."""
         self.in_flight.discard(proposal.point)
         self._study.tell(proposal.trial, state=TrialState.FAIL)
-        self.stopped = self.stopped or reason
+        self.failed = self.failed or reason
 
     @property
     def ended(self) -> bool:
         """Whether nothing is in flight and nothing more will be proposed."""
-        return not self.in_flight and (self.stopped is not None or not self._pending())
+        return not self.in_flight and (self.failed is not None or not self._wanted())
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search ended without its certificate; None when it did not."""
+        limit = self._path["limit"]
+        if self.failed is None and limit is not None and len(self.results) >= limit and self.certificate.state == "open":
+            return f"its {limit} runs are used up"
+        return self.failed
 
     @property
     def certificate(self) -> Certificate:

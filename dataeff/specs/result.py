@@ -16,9 +16,13 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dataeff.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 Outcome = Literal["running", "finished", "diverged", "out_of_memory", "preempted", "killed", "failed"]
 
@@ -139,6 +143,16 @@ class Store:
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.runs / run_id)
+
+
+def load_fact(model: type[Model], path: Path) -> Model:
+    """Read one file of a run folder. Raises `InputError`, which names the file and the remedy, when it is not whole."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{path} cannot be read as a {model.__name__}: {error}; move its run folder away to train it again"
+        ) from error
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:

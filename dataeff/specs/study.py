@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
@@ -51,11 +51,14 @@ def _require_axis(name: str) -> None:
 
 
 def _require_axis_value(name: str, value: float) -> None:
+    """Raise `ValueError` for a value that the run's own field would refuse."""
+    field = RunSpec.model_fields[name]
     if name in WHOLE_AXES and value != int(value):
         raise ValueError(f"{name} = {value}: must be a whole number; use {max(1, round(value))}")
-    low = 1 if name in WHOLE_AXES else 0
-    if value < low or (name == "lr" and value == 0):
-        raise ValueError(f"{name} = {value}: must be {'above 0' if name == 'lr' else f'at least {low}'}")
+    try:
+        TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(int(value) if name in WHOLE_AXES else value)
+    except ValidationError as error:
+        raise ValueError(f"{name} = {value}: {error.errors()[0]['msg'].lower().replace('input should', 'it must')}") from None
 
 
 class StudyTraining(TrainingSpec):
@@ -117,6 +120,13 @@ class StudySpec(Spec):
             raise ValueError(f"{values} must rise strictly from 0 or more; use {sorted({abs(v) for v in values})}")
         return values
 
+    @field_validator("seed_tokens")
+    @classmethod
+    def _some_tokens(cls, values: list[int]) -> list[int]:
+        if values[0] == 0:
+            raise ValueError("a budget of 0 tokens trains nothing; leave it out")
+        return values
+
     @field_validator("sizes")
     @classmethod
     def _distinct(cls, sizes: list[SizeSpec]) -> list[SizeSpec]:
@@ -151,6 +161,9 @@ class StudySpec(Spec):
                     f"recipes.{name}: {', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed"
                 )
             if isinstance(recipe.start, dict):
+                names = self.grid_of(name).names
+                if unknown := [axis for axis in recipe.start if axis not in names]:
+                    raise ValueError(f"recipes.{name}.start: {unknown[0]} is not on the grid; {nearest(unknown[0], names)}")
                 try:
                     self.grid_of(name).point({**recipe.fixed, **recipe.start})
                 except OffGridError as error:

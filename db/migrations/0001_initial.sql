@@ -97,6 +97,7 @@ CREATE TABLE study (
     baseline VARCHAR,
     text VARCHAR NOT NULL,
     text_hash VARCHAR NOT NULL,
+    asks VARCHAR NOT NULL,
     started_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
     spec JSON NOT NULL
@@ -114,7 +115,6 @@ CREATE TABLE cell (
     axes JSON NOT NULL,
     shape INTEGER[] NOT NULL,
     starts JSON NOT NULL,
-    max_runs BIGINT,
     search_ended_at TIMESTAMPTZ,
     search_stopped VARCHAR
 );

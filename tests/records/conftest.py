@@ -38,7 +38,7 @@ class Recorded:
         self.numbers = itertools.count()
 
     def study(self, name: str = "study", baseline: str = "standard") -> None:
-        record_study(self.connection, name, "which?", baseline, "text", {})
+        record_study(self.connection, name, "which?", baseline, "text", {}, "asks")
 
     def cell(
         self,

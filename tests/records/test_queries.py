@@ -52,12 +52,16 @@ def test_a_run_is_found_by_the_beginning_of_its_id(connection):
         queries.run_details(connection, "xyz")
 
 
-def test_known_and_missing_runs_are_told_apart(connection):
+def test_recorded_losses_are_those_of_one_corpus_and_infinite_where_a_run_diverged(connection):
     ids = [run_spec(lr=lr).run_id for lr in (5e-3, 1e-2, 1e-3)]
-    assert queries.known_results(connection, ids) == {ids[1]: math.inf, ids[2]: 3.5}
-    assert queries.missing(connection, ids) == [ids[0]]
+    losses = queries.recorded_losses(connection, "c0ffee")
+    assert [losses.get(run_id) for run_id in ids] == [None, math.inf, 3.5]
     assert len(queries.recorded_losses(connection, "c0ffee")) == 3
     assert queries.recorded_losses(connection, "other") == {}
+
+
+def test_columns_of_one_name_are_told_apart(connection):
+    assert queries.query(connection, "SELECT 1 AS a, 2 AS a, 3 AS a")[0] == ["a", "a_1", "a_2"]
 
 
 def test_the_speed_of_a_size_is_the_median_of_its_finished_runs(connection):

@@ -240,7 +240,7 @@ def test_a_second_writer_waits_no_longer_than_it_was_told(database):
 
 def test_reading_a_missing_database_names_it_and_creates_nothing(tmp_path):
     database = Database(tmp_path / "none.duckdb")
-    with pytest.raises(NotFoundError, match=r"none.duckdb.*dataeff run studies/quickstart.toml.*--database"), database.read():
+    with pytest.raises(NotFoundError, match=r"none.duckdb.*dataeff run quickstart.*--database"), database.read():
         pass
     assert contents(tmp_path) == {}
 

@@ -56,7 +56,7 @@ MISTAKES = {
     "an unknown baseline": ('baseline = "standard"', 'baseline = "standrad"', "did you mean 'standard'"),
     "an unknown base": ('base = "standard"', 'base = "standrad"', "'standard'"),
     "a recipe built on itself": ('base = "standard"', 'base = "regularized"', "standard"),
-    "a negative weight decay": ("weight_decay = 0.1 }", "weight_decay = -0.1 }", "at least 0"),
+    "a negative weight decay": ("weight_decay = 0.1 }", "weight_decay = -0.1 }", "greater than or equal to 0"),
     "a start off the grid": ("start = { lr = 3e-2", "start = { lr = 0.5", "not on the grid"),
     "an unknown corpus": ('"state-of-the-union"', '"sotu"', "state-of-the-union"),
     "a tokenizer that lacks its size": ("vocabulary = 512", "", "needs vocabulary"),
