@@ -34,10 +34,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="a study file, or the name of a carried study")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="a study file, or the name of a built-in study")]
 DatabaseOption = Annotated[
     Path,
-    typer.Option("--database", "-d", envvar="DATAEFF_DATABASE", help="the DuckDB file; its runs lie beside it, in NAME.files/"),
+    typer.Option(
+        "--database",
+        "-d",
+        envvar="DATAEFF_DATABASE",
+        dir_okay=False,
+        help="the DuckDB file; its runs lie beside it, in NAME.files/",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print rows as JSON")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="print rows as CSV")]
@@ -48,7 +54,7 @@ def _console(error: bool = False) -> Console:
     from rich.console import Console
 
     piped = not (sys.stderr if error else sys.stdout).isatty()
-    return Console(stderr=error, highlight=False, width=1000 if piped else None)  # what is piped is not to be cut
+    return Console(stderr=error, highlight=False, width=10_000 if piped else None)  # what is piped is not to be cut
 
 
 def _load(name: str) -> Study:
@@ -66,22 +72,30 @@ def _database(path: Path) -> Database:
 def _show(columns: list[str], rows: list[Any], as_json: bool, as_csv: bool, title: str | None = None) -> None:
     from dataeff.terminal import print_rows, write_rows
 
+    if as_json and as_csv:
+        raise InputError("--json and --csv: rows are printed in one form; give one of them")
     if as_json or as_csv:
         write_rows(columns, rows, "json" if as_json else "csv")
     else:
         print_rows(_console(), columns, rows, title)
 
 
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; works after a command too")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from dataeff import __version__
 
         print(f"dataeff {__version__}")
         raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and exit")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error; works after a command too")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -91,7 +105,7 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
     Nothing is trained. The first plan of a corpus tokenizes it, as `run` would.
 
     \b
-    Example: dataeff plan studies/laptop.toml
+    Example: dataeff plan laptop
     """
     from dataeff.price import price
 
@@ -103,7 +117,7 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
         return
     from dataeff.terminal import count, duration, print_rows
 
-    shown = [(r, count(d), size, count(n), *rest, count(f), duration(h * 3600)) for r, d, size, n, *rest, f, h in priced.rows]
+    shown = [(r, d, size, count(n), *rest, count(f), duration(h * 3600)) for r, d, size, n, *rest, f, h in priced.rows]
     print_rows(_console(), [*columns[:-1], "time"], shown)
     if not priced.runs:
         print("\nnothing to train: every search has ended")
@@ -219,7 +233,12 @@ def status(
 
     with _database(database).read() as connection:
         columns, rows = queries.studies(connection) if study is None else queries.cells(connection, study)
-    _show(columns, rows, as_json, as_csv)
+    if study is None or as_json or as_csv:
+        _show(columns, rows, as_json, as_csv)
+        return
+    from dataeff.terminal import print_cells
+
+    print_cells(_console(), columns, rows)
 
 
 @app.command()
@@ -238,6 +257,10 @@ def answer(
     Example: dataeff answer quickstart
     Example: dataeff answer quickstart --plot answer.svg
     """
+    if plot:
+        from dataeff.reports.charts import require_chart_suffix
+
+        require_chart_suffix(plot)
     name = _load(study).spec.name if Path(study).suffix == ".toml" else study
     _print_answer(name, database, as_json, as_csv)
     if plot:
@@ -260,8 +283,9 @@ def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool
     if as_json or as_csv:
         _show(columns, rows, as_json, as_csv)
     else:
-        print_rows(_console(), *answer_table(columns, rows))
-        print("\n" + text)
+        console = _console()
+        print_rows(console, *answer_table(columns, rows))
+        console.print("\n" + text, markup=False)
 
 
 @app.command()
@@ -304,7 +328,7 @@ def show(
     from dataeff.records import queries
 
     with _database(database).read() as connection:
-        found = queries.run_details(connection, run_id)
+        found = queries.run_details(connection, run_id.strip())
     if as_json:
         import json
 
@@ -393,10 +417,11 @@ def serve(
     \b
     Example: dataeff app --database dataeff.duckdb
     """
-    import subprocess
-
+    from dataeff.launch import check_readable
     from dataeff.share import shared_folder
 
+    if database.exists():
+        check_readable(_database(database))
     page = shared_folder("app") / "answer.py"
     options = [
         "--server.address=127.0.0.1",
@@ -405,7 +430,7 @@ def serve(
         "--client.toolbarMode=minimal",
     ]
     environment = {**os.environ, "DATAEFF_DATABASE": str(database.resolve())}
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "streamlit", "run", str(page), *options], env=environment))
+    os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(page), *options], environment)
 
 
 @app.command()
@@ -437,5 +462,5 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        print(f"dataeff: {error}; check that the path can be written and the disk has space, then try again", file=sys.stderr)
+        print(f"dataeff: {error}; check the path, its permissions and the space on its disk, then try again", file=sys.stderr)
         sys.exit(1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dataeff.data.tokens import Tokens, build_tokens
-from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
+from dataeff.errors import DatabaseBusyError, NotFoundError, StudyError, StudyRunningError
 from dataeff.execution.base import Ended, Executor, Job, Progressed
 from dataeff.planning.plan import starts_of, typical_runs
 from dataeff.records.recorder import Recorder
@@ -34,7 +34,7 @@ from dataeff.specs.study import Cell, Study
 
 ATTEMPTS = 2  # tries at a run that fails or is killed, in one launch
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
-LAST_FLUSH_SECONDS = 60.0
+LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
 
 
 @dataclass
@@ -96,6 +96,8 @@ class Launch:
         self.study, self.spec, self.executor = study, study.spec, executor
         self.store = Store.beside(Path(database))
         self.recorder = Recorder(Database(database))
+        if Path(database).exists():
+            check_readable(Database(database))  # before minutes are spent on tokens
         self.tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
         check_budgets(study, self.tokens)
         self.cells = {cell.id: CellProgress(cell) for cell in self.spec.cells}
@@ -131,21 +133,19 @@ class Launch:
         try:
             while True:
                 self._advance()
-                self._flush(0.2)
+                self._flush(0.2, now=not self.running)
                 if on_change:
                     on_change(self)
-                if not self.running:
+                if not self.running and (self.database_busy_since is None or self.stopping):
                     break
                 for event in self.executor.events(timeout=0.25):
                     if isinstance(event, Progressed):
                         self.latest[event.run_id] = event
                     else:
                         self._end(event)
+            self.recorder.flush(LAST_FLUSH_SECONDS)  # writes only what a stopped launch could not write above
         finally:
-            try:
-                self._flush(LAST_FLUSH_SECONDS, last=True)
-            finally:
-                self._lock.release()
+            self._lock.release()
 
     def stop(self) -> None:
         """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
@@ -293,17 +293,15 @@ class Launch:
 
     # -- the records --------------------------------------------------------------------------------------------
 
-    def _flush(self, wait: float, last: bool = False) -> None:
+    def _flush(self, wait: float, now: bool) -> None:
         """Write what is pending. A database held by a reader never holds up training: it is tried again later."""
-        if not last and time.monotonic() - self._last_flush < FLUSH_SECONDS:
+        if not now and time.monotonic() - self._last_flush < FLUSH_SECONDS:
             return
         try:
             self.recorder.flush(wait)
             self.database_busy_since = None
         except DatabaseBusyError:
             self.database_busy_since = self.database_busy_since or time.monotonic()
-            if last:
-                raise
         self._last_flush = time.monotonic()
 
     # -- for whoever watches ------------------------------------------------------------------------------------
@@ -318,9 +316,9 @@ class Launch:
         return sum(event.tokens_per_second for event in self.latest.values())
 
     def seconds_left(self) -> float | None:
-        """Estimate from the FLOPs trained so far and the typical length of a search; None until something was trained."""
+        """Estimate from the FLOPs trained so far and the typical length of a search; None until ten runs were trained."""
         elapsed = time.monotonic() - self.began
-        if not self.flops_trained:
+        if self.trained < 10:
             return None
         left = 0.0
         for progress in self.cells.values():
@@ -334,12 +332,21 @@ class Launch:
         return left / self.flops_trained * elapsed
 
 
+def check_readable(database: Database) -> None:
+    """Raise `DatabaseError` when the file is damaged, not a dataeff database, or of a newer schema; an empty one is fine."""
+    try:
+        with database.read():
+            return
+    except NotFoundError:
+        return
+
+
 def check_budgets(study: Study, tokens: Tokens) -> None:
     """Raise `StudyError` when a budget is larger than the corpus, or the validation split too small."""
-    largest = study.spec.seed_tokens[-1]
+    largest, step = study.spec.seed_tokens[-1], study.spec.training.batch_size * study.spec.training.context_length
     if largest > tokens.train_tokens:
         raise StudyError(
             f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: "
-            f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens}, or a larger corpus"
+            f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens // step * step}, or a larger corpus"
         )
     tokens.validation(study.spec.training.validation_sequences, study.spec.training.context_length)

@@ -40,6 +40,9 @@ def prompt(database: Database, console: Console) -> None:
             return
         if not lines and line.strip() in (".quit", ".exit", "quit", "exit"):
             return
+        if not lines and line.startswith(".") and line.strip() != ".tables":
+            console.print(f"{line.strip()} is no command; valid: .tables, .quit", style="red", markup=False)
+            continue
         if not lines and line.strip() == ".tables":
             line = "select table_name, table_type from information_schema.tables order by all;"
         lines.append(line)
@@ -52,3 +55,5 @@ def prompt(database: Database, console: Console) -> None:
                 print_rows(console, columns, rows)
             except DataeffError as error:
                 console.print(str(error), style="red", markup=False)
+            except (KeyboardInterrupt, RuntimeError):  # the second is how DuckDB tells of Ctrl-C
+                console.print("interrupted", style="red")

@@ -9,7 +9,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
         json.dump([dict(zip(columns, row, strict=True)) for row in rows], sys.stdout, default=str, indent=1)
         sys.stdout.write("\n")
     elif form == "csv":
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
     else:
@@ -97,9 +97,15 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
         pyarrow.parquet.write_table(table, path)
 
 
-def point_text(values: Mapping[str, float]) -> str:
-    """Return hyper-parameters as `lr=0.003 weight_decay=0.8 epochs=16`."""
-    return " ".join(f"{name}={value:g}" for name, value in values.items())
+def print_cells(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print the cells of a study as a table that fits a terminal, and below it why some are not certified."""
+    shown = ("recipe", "seed_tokens", "size", "state", "val_loss", "lr", "weight_decay", "epochs", "runs", "diverged")
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    print_rows(console, shown, [[record[name] for name in shown] for record in records])
+    for record in records:
+        if record["state"] != "certified":
+            where = f"{record['recipe']}, D = {record['seed_tokens']}, {record['size']}"
+            console.print(f"{record['state']}: {where}: {record['reason']}", markup=False)
 
 
 def _cell_row(progress: CellProgress) -> list[str | Text]:
@@ -107,28 +113,39 @@ def _cell_row(progress: CellProgress) -> list[str | Text]:
     state = progress.state
     certificate = progress.certificate or (search.certificate if search and search.results else None)
     known = certificate is not None and certificate.best is not None
-    best = f"{certificate.loss:.4f}" if known else "-"
-    where = point_text(cell.grid.values(certificate.best)) if known else ""
     return [
         cell.recipe,
-        count(cell.seed_tokens),
+        str(cell.seed_tokens),
         cell.size.name,
         Text(state, style=STATE_STYLE[state]),
-        best,
-        where,
-        str(progress.trained),
-        str(progress.reused),
+        f"{certificate.loss:.4f}" if known else "-",
+        " ".join(f"{value:g}" for value in cell.grid.values(certificate.best).values()) if known else "",
+        f"{progress.trained}+{progress.reused}",
         str(progress.running or ""),
     ]
 
 
-def _view(launch: Launch) -> Group:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("recipe", "D", "size", "state", "val_loss", "at", "trained", "reused", "running"):
-        table.add_column(name, justify="left" if name in ("recipe", "size", "state", "at") else "right", no_wrap=True)
-    for progress in launch.cells.values():
-        table.add_row(*_cell_row(progress))
-    return Group(table, Text(summary_line(launch)))
+def _view(launch: Launch, height: int | None = None) -> Group:
+    """The cells and the summary; of more cells than `height` lines hold, those that are being searched come first."""
+    cells = list(launch.cells.values())
+    left_out = ""
+    if height is not None and len(cells) > (room := max(1, height - 7)):
+        order = {"searching": 0, "open": 1, "boundary": 2}
+        shown = sorted(cells, key=lambda progress: order.get(progress.state, 3))[:room]
+        left_out = f"({len(cells) - room} more cells)\n"
+        cells = [progress for progress in cells if progress in shown]
+    axes = " ".join(cells[0].cell.grid.names)
+    headers = ("recipe", "D", "size", "state", "val_loss", axes, "trained+reused", "running")
+    rows = [_cell_row(progress) for progress in cells]
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for i, name in enumerate(headers):
+        width = max([len(name) if name in ("state", "val_loss", "running") else 0, *(len(row[i]) for row in rows)])
+        kept = None if name == axes else width  # where there is no room, the axes give way
+        right = name in ("D", "val_loss", "trained+reused", "running")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=kept)
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, Text(left_out + summary_line(launch)))
 
 
 def summary_line(launch: Launch) -> str:
@@ -144,7 +161,9 @@ def summary_line(launch: Launch) -> str:
         busy = f"\nthe database file is held by another program for {waited}; results wait in their run folders"
     stopping = "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once" if launch.stopping else ""
     elapsed = duration(time.monotonic() - launch.began)
-    runs = f"runs: {launch.trained} trained, {reused} reused, {len(launch.running)} in flight{speed}"
+    running = min(launch.executor.slots, len(launch.running))
+    queued = f", {len(launch.running) - running} queued" if len(launch.running) > running else ""
+    runs = f"runs: {launch.trained} trained, {reused} reused, {running} running{queued}{speed}"
     return f"cells: {cells}\n{runs}; {elapsed} so far{tail}{busy}{stopping}"
 
 
@@ -169,7 +188,7 @@ class LiveView:
         """Draw the launch as it stands; cheap enough to be called often."""
         now = time.monotonic()
         if self._live and now - self._last > 0.25:
-            self._live.update(_view(launch))
+            self._live.update(_view(launch, self._console.height))
             self._last = now
         elif not self._live and now - self._last > 15:
             self._console.print(summary_line(launch).replace("\n", "; "), soft_wrap=True)

@@ -81,8 +81,8 @@ def describe(file: Path) -> Source:
 def split(spec: CorpusSpec, directory: Path, on_read: Callable[[int], None] | None = None) -> Split:
     """Read the corpus, drop duplicates, order it by hash and hold out its first documents.
 
-    Documents are held out until `validation_fraction` of the bytes is reached. `on_read` is told the bytes read so
-    far. Raises `CorpusError` where nothing would be left to train on.
+    Documents are held out until `validation_fraction` of the bytes is reached; of a lone document its end is. `on_read` is
+    told the bytes read so far. Raises `CorpusError` where nothing would be left to train on.
     """
     texts: dict[bytes, bytes] = {}
     count = read = 0
@@ -94,8 +94,7 @@ def split(spec: CorpusSpec, directory: Path, on_read: Callable[[int], None] | No
         if on_read:
             on_read(read)
     ordered = [texts[digest] for digest in sorted(texts)]
-    held_out = _held_out(ordered, spec)
-    validation, train = ordered[:held_out], ordered[held_out:]
+    validation, train = _cut_lone_document(ordered[0], spec) if len(ordered) == 1 else _hold_out(ordered, spec)
     train_documents, passages = len(train), None
     if spec.passage_bytes:
         cut = [passage for text in train for passage in cut_into_passages(text, spec.passage_bytes)]
@@ -118,7 +117,16 @@ def cut_into_passages(text: bytes, size: int) -> list[bytes]:
     return [*passages, text[start:]]
 
 
-def _held_out(ordered: list[bytes], spec: CorpusSpec) -> int:
+def _cut_lone_document(text: bytes, spec: CorpusSpec) -> tuple[list[bytes], list[bytes]]:
+    """Return the end of the text, `validation_fraction` of it, and the rest: one document cannot be held out whole."""
+    found = WHITE_SPACE.search(text, int(len(text) * (1 - spec.validation_fraction)))
+    if not found or not found.start():
+        raise CorpusError(f"corpus '{spec.name}' is one document without white space to cut it at; give more documents")
+    return [text[found.start() :]], [text[: found.start()]]
+
+
+def _hold_out(ordered: list[bytes], spec: CorpusSpec) -> tuple[list[bytes], list[bytes]]:
+    """Return the first documents, until they hold `validation_fraction` of the bytes, and the rest."""
     wanted = spec.validation_fraction * sum(map(len, ordered))
     held_out = reached = 0
     while reached < wanted:
@@ -130,7 +138,7 @@ def _held_out(ordered: list[bytes], spec: CorpusSpec) -> int:
             f"validation_fraction = {spec.validation_fraction} of the bytes leaves none to train on; "
             "give more or shorter documents, or a smaller validation_fraction"
         )
-    return held_out
+    return ordered[:held_out], ordered[held_out:]
 
 
 def _every_text(spec: CorpusSpec, directory: Path) -> Iterator[str]:

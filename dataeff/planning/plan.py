@@ -30,7 +30,7 @@ class CellPlan:
     """One cell: runs its search has, runs it is likely to need still, and their training FLOPs."""
 
     cell: Cell
-    state: str  # waiting | open | boundary | certified
+    state: str  # waiting | new | open | boundary | certified
     recorded: int
     expected: int
     flops_left: float
@@ -62,7 +62,7 @@ def plan(study: StudySpec, vocabulary: int, recorded: Recorded) -> list[CellPlan
             starts = starts_of(cell, optima, study.recipes[cell.recipe].start)
             results = replay(lambda point, cell=cell: recorded(cell, point, study.seeds[0]), cell.grid, starts, width, limit)
             found = certificate(results, cell.grid)
-            state = found.state
+            state = found.state if results else "new"
             if not next_points(results, cell.grid, starts, width=width, limit=limit):
                 optima[cell.id] = cell.grid.values(found.best) if found.best else None
                 missing = [seed for seed in study.seeds[1:] if found.best and recorded(cell, found.best, seed) is None]

@@ -23,8 +23,10 @@ RUN_COLUMNS = (
 
 
 def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> Answer:
-    """Run SQL of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and what it suggests."""
+    """Run one query of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and remedy."""
     try:
+        if (statements := len(connection.extract_statements(text))) != 1:
+            raise QueryError(f"there are {statements} queries in {text!r}; give one")
         found = connection.execute(text, list(parameters))
         given = [column[0] for column in found.description or []]
         names = [f"{name}_{n}" if (n := given[:i].count(name)) else name for i, name in enumerate(given)]
@@ -135,7 +137,8 @@ def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
         """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, best.val_loss_mean, seeds, lr, weight_decay,
             epochs, runs, diverged, search_ended_at, certificate.reason
         FROM best_run AS best JOIN certificate USING (cell_id) JOIN cell USING (cell_id)
-        WHERE best.study = $1 ORDER BY best.recipe, best.seed_tokens, best.parameters_total""",
+        WHERE best.study = $1 ORDER BY best.recipe <> (SELECT baseline FROM study WHERE name = $1), best.recipe, best.seed_tokens,
+            best.parameters_total""",
         [study],
     )
 
@@ -153,4 +156,4 @@ def health(connection: duckdb.DuckDBPyConnection) -> str:
         """SELECT (SELECT max(version) FROM schema_migration), (SELECT count(*) FROM run), (SELECT count(*) FROM study),
             (SELECT count(*) FROM attempt WHERE outcome = 'running')"""
     ).fetchone()
-    return f"schema version {version}, {counts[0]} runs, {counts[1]} studies, {counts[2]} attempts under way when last seen"
+    return f"schema version {version}, {counts[0]} run(s), {counts[1]} study(s), {counts[2]} attempt(s) under way when last seen"

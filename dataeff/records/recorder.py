@@ -33,6 +33,7 @@ class Recorder:
         self._cells: dict[str, dict[str, Any]] = {}
         self._changed: set[str] = set()  # cells whose row is not written as it stands
         self._corpus: dict[str, str] = {}
+        self._ended: dict[str, datetime | None] = {}  # when a search ended in an earlier launch
         self.taken_out = 0
 
     def begin(self, study: Study, cells: Sequence[Cell], corpus: str, corpus_name: str, vocabulary: int) -> dict[str, float]:
@@ -73,9 +74,9 @@ class Recorder:
             record_study(
                 connection, spec.name, spec.question, spec.baseline, study.source, spec.model_dump(mode="json"), identity(asked)
             )
-            recorded = connection.execute("SELECT cell_id FROM cell WHERE study = $1", [spec.name]).fetchall()
-            new = self._cells.keys() - {cell_id for (cell_id,) in recorded}
-            record_cells(connection, [self._cells[cell_id] for cell_id in new])
+            ended = connection.execute("SELECT cell_id, search_ended_at FROM cell WHERE study = $1", [spec.name]).fetchall()
+            self._ended = dict(ended)
+            record_cells(connection, [row for cell_id, row in self._cells.items() if cell_id not in self._ended])
             return recorded_losses(connection, corpus)
 
     def run(self, folder: RunFolder) -> None:
@@ -88,11 +89,12 @@ class Recorder:
 
     def search_opened(self, cell: Cell, starts: Sequence[Point]) -> None:
         """A cell's search has begun, at these points."""
-        self._change(cell, {"starts": [list(point) for point in starts], "search_ended_at": None, "search_stopped": None})
+        self._change(cell, {"starts": [list(point) for point in starts]})
 
     def search_ended(self, cell: Cell, stopped: str | None) -> None:
         """A cell's search has ended; `stopped` says why, when it was not by its certificate."""
-        self._change(cell, {"search_ended_at": datetime.now(UTC), "search_stopped": stopped})
+        before = None if stopped else self._ended.get(cell.id)  # a search that is only replayed ended when it first did
+        self._change(cell, {"search_ended_at": before or datetime.now(UTC), "search_stopped": stopped})
 
     def _change(self, cell: Cell, values: Mapping[str, Any]) -> None:
         self._cells[cell.id] |= values

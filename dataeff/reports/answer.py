@@ -43,21 +43,20 @@ def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list
 
 
 def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the rows of `answer_rows` as a table to read: each number beside its 90% interval."""
+    """Return the rows of `answer_rows` as a table to read: losses in nats per token, numbers beside their 90% intervals."""
     table = []
     for record in (dict(zip(columns, row, strict=True)) for row in rows):
         table.append(
             (
                 record["recipe"],
-                f"{record['seed_tokens']:,}",
+                str(record["seed_tokens"]),
                 _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
-                record["limit_kind"],
-                "-" if record["best_size"] is None else f"{record['best_trained']:.3f} ({record['best_size']})",
-                _number(record["data_efficiency_trained"], None, None, ".2f"),
                 _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
+                _number(record["best_trained"], None, None, ".3f"),
+                _number(record["data_efficiency_trained"], None, None, ".2f"),
             )
         )
-    return ["recipe", "D", "limit, nats/token", "which is", "best trained", "its efficiency", "limit's efficiency"], table
+    return ["recipe", "D", "limit", "data efficiency", "trained", "its efficiency"], table
 
 
 def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
@@ -65,7 +64,7 @@ def _number(value: float | None, low: float | None, high: float | None, form: st
         return "-"
     if low is None:
         return f"{value:{form}}"
-    return f"{value:{form}} [{low:{form}}, {'unbounded' if high is None else f'{high:{form}}'}]"
+    return f"{value:{form}} [{low:{form}}, {'∞' if high is None else f'{high:{form}}'}]"
 
 
 def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]) -> str:
@@ -78,17 +77,20 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
     for record in records:
         if record["seed_tokens"] == largest and record["recipe"] != baseline:
             lines.append(_sentence(record, base))
+    missing: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
         if record["reason"]:
             lacks = "limit" if record["limit_loss"] is None else "data efficiency"
-            lines.append(f"No {lacks} for {record['recipe']} at D = {record['seed_tokens']:,}: {record['reason']}.")
+            missing.setdefault((lacks, record["recipe"], record["reason"]), []).append(f"{record['seed_tokens']:,}")
+    for (lacks, recipe, reason), at in missing.items():
+        lines.append(f"No {lacks} for {recipe} at D = {'; '.join(at)}: {reason}.")
     lines += ["", *_doubts(connection, study)]
     return "\n".join(lines)
 
 
 def _loss(record: dict[str, Any]) -> str:
     if record["limit_loss"] is None:
-        return f"no limit ({record['reason']})"
+        return "no limit"
     interval = ""
     if record["limit_low"] is not None:
         interval = f", 90% interval {record['limit_low']:.3f} to {record['limit_high']:.3f}"
@@ -140,5 +142,8 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
             lines.append(
                 f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
             )
-    lines.append("Intervals cover run-to-run noise only, not the choice of the law's form; losses are validation cross-entropy.")
+    lines.append(
+        "Losses are validation cross-entropy in nats per token. A limit is the asymptote in N or the best over N, as said"
+        " above; trained is the best over N. Intervals are 90% and cover run-to-run noise only, not the choice of the law's form."
+    )
     return lines

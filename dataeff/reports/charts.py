@@ -80,11 +80,15 @@ def limits_chart(
     )
 
 
-def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Write a chart as .svg, .png (two pixels a point) or .html, by the suffix of `path`. Raises `InputError` for another."""
+def require_chart_suffix(path: Path) -> None:
+    """Raise `InputError` for a file name that says no kind of chart."""
     if path.suffix not in (".svg", ".png", ".html"):
         raise InputError(f"{path}: a chart cannot be written as '{path.suffix}'; valid: .svg, .png, .html")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Write a chart as .svg, .png (two pixels a point) or .html, by the suffix of `path`. Raises `InputError` for another."""
+    require_chart_suffix(path)
     if path.suffix == ".html":
         chart.save(path, inline=True)
     else:

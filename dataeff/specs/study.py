@@ -7,6 +7,7 @@ a study that was killed and started again trains the same runs.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import tomllib
@@ -312,7 +313,9 @@ def _study_path(name_or_path: str | Path) -> Path:
     carried = carried_studies()
     if str(name_or_path) in carried:
         return carried[str(name_or_path)]
-    raise StudyError(f"no study file {path}; give a path to a .toml file, or one carried with the package: {', '.join(carried)}")
+    raise StudyError(
+        f"no study file {path}; give a path to a .toml file, or the name of a built-in study; {nearest(path, carried)}"
+    )
 
 
 _TABLES: dict[str, type[Spec]] = {
@@ -327,16 +330,20 @@ _TABLES: dict[str, type[Spec]] = {
 
 def _explain(error: ValidationError, text: str) -> list[str]:
     """Return `LINE: KEY = VALUE: rule; remedy` for each thing pydantic found."""
+    problems = error.errors()
+    misspelt = {str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"}
     lines = []
-    for problem in error.errors():
+    for problem in problems:
         where = [part for part in problem["loc"] if part != "function-before[_preset(), SizeSpec]"]
         key = ".".join(str(part) for part in where)
-        message = problem["msg"].removeprefix("Value error, ")
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         if problem["type"] == "extra_forbidden":
             model = _TABLES.get(str(where[0]), StudySpec) if len(where) > 1 else StudySpec
             message = f"unknown key; {nearest(where[-1], model.model_fields)}"
         elif problem["type"] == "missing":
-            message = "this key is missing"
+            if difflib.get_close_matches(str(where[-1]), misspelt, n=1):
+                continue  # told already, as the unknown key it was misspelt as
+            message = "this key is missing; add it"
         shown = problem["input"]
         value = f" = {shown!r}" if where and problem["type"] != "missing" and not isinstance(shown, dict) else ""
         line = _line_of(text, [*where, *_named(message)])

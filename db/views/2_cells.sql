@@ -120,5 +120,5 @@ SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
         WHEN neighbours_in_grid = 0 THEN 'the grid has one point, and it was run'
         ELSE 'all ' || neighbours_in_grid || ' neighbours were run and none is better' END
         || if(ties > 0, '; ' || ties || ' have exactly the same loss', '')
-        || if(within_noise > ties, '; ' || within_noise || ' lie within the run-to-run noise', '') AS reason
+        || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') AS reason
 FROM fact;

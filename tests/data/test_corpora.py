@@ -227,11 +227,20 @@ def test_a_corpus_without_text_is_refused(tmp_path):
     assert "has no text" in refusal(corpus("a.jsonl"), tmp_path)
 
 
-@pytest.mark.parametrize(("texts_given", "fraction"), [(["one"], 0.05), (["one", "another"], 0.9)])
+@pytest.mark.parametrize(("texts_given", "fraction"), [(["one", "another"], 0.9), (["a", "b", "c"], 0.99)])
 def test_a_corpus_that_leaves_nothing_to_train_on_is_refused(tmp_path, write_jsonl, texts_given, fraction):
     write_jsonl(tmp_path / "a.jsonl", texts_given)
     with pytest.raises(CorpusError, match=f"{len(texts_given)} distinct.*leaves none to train on.*smaller validation_fraction"):
         split(corpus("a.jsonl", validation_fraction=fraction), tmp_path)
+
+
+def test_the_end_of_a_lone_document_is_held_out(tmp_path):
+    text = " ".join(f"word{i}" for i in range(1000))
+    (tmp_path / "only.txt").write_text(text)
+    found = split(corpus("only.txt", validation_fraction=0.1), tmp_path)
+    ((train,), (validation,)) = found.train, found.validation
+    assert (train + validation).decode() == text
+    assert len(validation) / len(text) == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_hugging_face_dataset_without_its_package_names_the_extra(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_neighbours_within_the_noise_are_counted_once_there_is_a_noise_estimate(
     recorded.trial("study/standard/1000000/1000000000", "replicate", (1,), 3.014)
     (row,) = recorded.rows("FROM certificate")
     assert (row["within_noise"], row["state"]) == (1, "certified")
-    assert "1 lie within the run-to-run noise" in row["reason"]
+    assert "1 within the run-to-run noise" in row["reason"]
 
 
 def test_the_best_run_is_averaged_with_its_replicates_and_counts_what_diverged(recorded):
