@@ -120,7 +120,7 @@ def _cell_row(progress: CellProgress) -> list[str | Text]:
         Text(state, style=STATE_STYLE[state]),
         f"{certificate.loss:.4f}" if known else "-",
         " ".join(f"{value:g}" for value in cell.grid.values(certificate.best).values()) if known else "",
-        f"{progress.trained}+{progress.reused}",
+        str(progress.trained + progress.reused),
         str(progress.running or ""),
     ]
 
@@ -135,13 +135,13 @@ def _view(launch: Launch, height: int | None = None) -> Group:
         left_out = f"({len(cells) - room} more cells)\n"
         cells = [progress for progress in cells if progress in shown]
     axes = " ".join(cells[0].cell.grid.names)
-    headers = ("recipe", "D", "size", "state", "val_loss", axes, "trained+reused", "running")
+    headers = ("recipe", "D", "size", "state", "val_loss", axes, "runs", "running")
     rows = [_cell_row(progress) for progress in cells]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for i, name in enumerate(headers):
-        width = max([len(name) if name in ("state", "val_loss", "running") else 0, *(len(row[i]) for row in rows)])
+        width = max([len(name), *(len(row[i]) for row in rows)])
         kept = None if name == axes else width  # where there is no room, the axes give way
-        right = name in ("D", "val_loss", "trained+reused", "running")
+        right = name in ("D", "val_loss", "runs", "running")
         table.add_column(name, justify="right" if right else "left", no_wrap=True, min_width=kept)
     for row in rows:
         table.add_row(*row)

@@ -56,7 +56,7 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
                 _number(record["data_efficiency_trained"], None, None, ".2f"),
             )
         )
-    return ["recipe", "D", "limit", "data efficiency", "trained", "its efficiency"], table
+    return ["recipe", "D", "limit", "limit worth", "trained", "worth"], table
 
 
 def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
@@ -144,6 +144,7 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
             )
     lines.append(
         "Losses are validation cross-entropy in nats per token. A limit is the asymptote in N or the best over N, as said"
-        " above; trained is the best over N. Intervals are 90% and cover run-to-run noise only, not the choice of the law's form."
+        " above; trained is the best over N. What each is worth is its data efficiency: the tokens that the baseline's data law"
+        " needs to reach it, over D. Intervals are 90% and cover run-to-run noise only, not the choice of the law's form."
     )
     return lines
