@@ -71,6 +71,8 @@ def _lock(database: Path) -> Finding:
             return "lock", "ok", f"{lock.name} is free"
     except Timeout:
         return "lock", "note", f"{lock.name} is held: a study is writing at this moment"
+    except OSError as error:
+        return "lock", "bad", f"{lock.name} cannot be taken, so nothing can be recorded: {error}"
 
 
 def _health(database: Path) -> Finding:

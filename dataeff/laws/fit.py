@@ -64,11 +64,6 @@ def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLawFit:
     return PowerLawFit(law, objective, len(x), _warnings(law, len(x)))
 
 
-def tokens_needed(fit: PowerLawFit, loss: float) -> float | None:
-    """Return the x, in the unit the law was fitted in, at which it reaches `loss` in nats per token; None where it never does."""
-    return fit.law.inverse(loss)
-
-
 def _project(x: NDArray[np.float64], y: NDArray[np.float64], alpha: float) -> tuple[float, float, float]:
     """Return (a, e, sum of squares) of the best a >= 0, e >= 0 for this alpha."""
     u = x**-alpha

@@ -8,7 +8,6 @@ a study that was killed and started again trains the same runs.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -278,10 +277,6 @@ class Study:
     def source(self) -> str:
         """The TOML text, or for a study built in Python its canonical JSON."""
         return self.text or canonical_json(self.spec.model_dump())
-
-    @property
-    def source_hash(self) -> str:
-        return hashlib.sha256(self.source.encode()).hexdigest()
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Study:

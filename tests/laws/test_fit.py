@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import differential_evolution
 
 from dataeff.errors import InputError
-from dataeff.laws.fit import WARNINGS, fit_power_law, tokens_needed
+from dataeff.laws.fit import WARNINGS, fit_power_law
 from dataeff.laws.forms import PowerLaw
 
 N = np.array([0.15, 0.3, 0.6, 1.4])
@@ -91,12 +91,12 @@ def test_points_that_cannot_be_used_are_named(x, y, message):
         fit_power_law(x, y)
 
 
-def test_tokens_needed_inverts_the_law_and_is_none_at_or_below_its_limit():
+def test_the_inverse_inverts_the_law_and_is_none_at_or_below_its_limit():
     x = np.array([200.0, 400, 800, 1600])
     fit = fit_power_law(x, PowerLaw(6.0, 0.24, 1.9)(x))
-    assert tokens_needed(fit, float(fit.law(5000.0))) == pytest.approx(5000, rel=1e-9)
-    assert tokens_needed(fit, fit.law.e) is None
-    assert tokens_needed(fit, 1.0) is None
+    assert fit.law.inverse(float(fit.law(5000.0))) == pytest.approx(5000, rel=1e-9)
+    assert fit.law.inverse(fit.law.e) is None
+    assert fit.law.inverse(1.0) is None
 
 
 def test_a_loss_just_above_the_limit_needs_tokens_beyond_any_number():
