@@ -99,7 +99,7 @@ def write_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str,
 
 def print_cells(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print the cells of a study as a table that fits a terminal, and below it why some are not certified."""
-    shown = ("recipe", "seed_tokens", "size", "state", "val_loss", "lr", "weight_decay", "epochs", "runs", "diverged")
+    shown = ("recipe", "seed_tokens", "size", "state", "val_loss", "margin", "lr", "weight_decay", "epochs", "runs")
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     print_rows(console, shown, [[record[name] for name in shown] for record in records])
     for record in records:
