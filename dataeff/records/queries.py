@@ -134,7 +134,8 @@ def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
     require_study(connection, study)
     return query(
         connection,
-        """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, margin, best.val_loss_mean, seeds, lr, weight_decay,
+        """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, margin,
+            best.val_loss_mean, seeds, lr, weight_decay,
             epochs, runs, diverged, search_ended_at, certificate.reason
         FROM best_run AS best JOIN certificate USING (cell_id) JOIN cell USING (cell_id)
         WHERE best.study = $1 ORDER BY best.recipe <> (SELECT baseline FROM study WHERE name = $1), best.recipe, best.seed_tokens,
