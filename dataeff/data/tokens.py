@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from dataeff.data.corpora import Split, describe, sources, split
 from dataeff.errors import CorpusError
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.identity import ID_LENGTH, identity
+from dataeff.specs.identity import identity
 from dataeff.specs.result import Store
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _write_files(folder: Path, tokenizer: Tokenizer, texts: Split, on_progress: 
     _write(files[1], encoded(texts.validation, train_bytes))
     _write(files[2], [tokenizer.to_str().encode()])
     return {
-        "fingerprint": _fingerprint(files),
+        "fingerprint": _fingerprint(files[:2], dtype.str, vocabulary),
         "dtype": dtype.str,
         "vocabulary": vocabulary,
         "separator": separator,
@@ -246,13 +246,16 @@ def _batches(documents: list[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """Return the first 16 hex digits of the SHA-256 of the files' SHA-256 digests, so that no byte can change file."""
-    whole = hashlib.sha256()
+def _fingerprint(files: list[Path], dtype: str, vocabulary: int) -> str:
+    """Return the id of what a run is trained and judged on: the bytes of both token files, and how many tokens there are.
+
+    The tokenizer itself stays out: its file is written by a library whose layout changes from version to version.
+    """
+    digests = []
     for file in files:
         with open(file, "rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()[:ID_LENGTH]
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return identity({"files": digests, "dtype": dtype, "vocabulary": vocabulary})
 
 
 def _write(file: Path, chunks: Iterable[bytes]) -> None:

@@ -19,9 +19,11 @@ from dataeff.errors import InputError
 # Dense bfloat16 peak in FLOPs a second, by a part of the device's name; the first that fits counts.
 # Data sheets, without sparsity: nvidia.com/en-us/data-center/{h100,h200,a100,dgx-b200}.
 PEAK_BFLOAT16_FLOPS: dict[str, float] = {
+    "GB200": 2500e12,
     "B200": 2250e12,
     "H200": 989.4e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989.4e12,
     "A100": 312e12,
 }
@@ -61,6 +63,13 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_BFLOAT16_FLOPS.items() if part in name), None)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether torch ran out of memory; outside CUDA it says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        said in str(error) for said in ("can't allocate memory", "MPS backend out of memory")
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dataeff.training.device import is_out_of_memory
 from dataeff.training.model import Decoder
 
 TOKENS_A_BATCH = 2048  # or one sequence; on a CPU larger batches measured no faster
@@ -42,8 +43,8 @@ def validation_loss(
             try:
                 rows = sequences[start : start + batch].long()
                 losses.append(model.token_losses(rows).mean(dim=1))
-            except torch.OutOfMemoryError:
-                if batch == 1:
+            except RuntimeError as error:
+                if batch == 1 or not is_out_of_memory(error):
                     raise
                 batch = (batch + 1) // 2
                 continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff.specs.run import RunSpec
+from dataeff.training.device import is_out_of_memory
 from dataeff.training.evaluate import autocast
 from dataeff.training.model import INIT_STD, Decoder
 
@@ -30,7 +31,7 @@ def accumulate_gradients(model: Decoder, batch: Tensor, precision: str, rows: in
     """Set the gradients of the mean loss of batch (B, T), `rows` sequences at a time.
 
     Where that does not fit, start again with half the rows. Returns the loss and the rows that fitted. Raises
-    `torch.OutOfMemoryError` when not even one fits.
+    what torch raised (see `is_out_of_memory`) when not even one fits.
     """
     while True:
         try:
@@ -41,10 +42,11 @@ def accumulate_gradients(model: Decoder, batch: Tensor, precision: str, rows: in
                 loss.backward()
                 total += loss.detach()
             return total, rows
-        except torch.OutOfMemoryError:
-            model.zero_grad(set_to_none=True)
-            if rows == 1:
+        except RuntimeError as error:
+            if rows == 1 or not is_out_of_memory(error):
                 raise
+            loss = None  # lets go of the failed graph, which would fill the memory of the next try
+            model.zero_grad(set_to_none=True)
             rows = (rows + 1) // 2
             log.warning("out of memory: going on with %d sequences at a time", rows)
 

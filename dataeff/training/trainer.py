@@ -1,10 +1,10 @@
 """The trainer: one RunSpec in, one finished run folder out.
 
 A run is a function of its spec. The order of the sequences is drawn from the data seed and the epoch, dropout from the
-train seed and the step; so a run resumed from a checkpoint ends in the same bits as one that never stopped, on the same
-device and version of torch. Tokens live on the device; losses and gradient norms stay there too and are read
-at checks, every hundredth of the run and at least every 50 steps: there divergence is seen and checkpoints are written.
-It does not read corpora, hold locks, write attempts or talk to a database.
+train seed and the step; so on the same CPU and version of torch a run, resumed from a checkpoint or not, ends in the same
+bits. On a GPU it ends the same up to rounding: kernels there add in no fixed order. Tokens live on the device; losses and
+gradient norms stay there too and are read at checks, every hundredth of the run and at least every 50 steps: there
+divergence is seen and checkpoints are written. It does not read corpora, hold locks, write attempts or talk to a database.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from dataeff.errors import CorpusError, InputError, TrainingError
 from dataeff.specs.result import Evaluation, RunFolder, RunResult, write_atomically
 from dataeff.specs.run import RunSpec
 from dataeff.training.checkpoint import CheckpointError, State, load_checkpoint, save_checkpoint, save_weights
-from dataeff.training.device import compile_pays, describe_device, one_thread, peak_flops, peak_memory_bytes, pick_device
+from dataeff.training.device import (
+    compile_pays,
+    describe_device,
+    is_out_of_memory,
+    one_thread,
+    peak_flops,
+    peak_memory_bytes,
+    pick_device,
+)
 from dataeff.training.evaluate import validation_loss
 from dataeff.training.model import Decoder
 from dataeff.training.optim import learning_rate, optimizers, warmup_steps
@@ -129,7 +137,8 @@ class _Run:
             self.diverged = f"train loss is {loss} at step {step} of {spec.steps}"
         if step % self.tenth == 0 or step == spec.steps:
             mean, begin = state.tenth_sum / state.tenth_steps, step - state.tenth_steps
-            if begin >= max(self.warmup, self.tenth) and mean > uniform_loss_bound(spec) and not self.diverged:
+            # High learning rates may spike above the bound and come back: only the second half of a run is judged.
+            if begin >= max(self.warmup, spec.steps // 2) and mean > uniform_loss_bound(spec) and not self.diverged:
                 self.diverged = (
                     f"mean train loss of steps {begin + 1} to {step} of {spec.steps} is {mean:.4g}, above an "
                     f"untrained model's ({uniform_loss_bound(spec):.4g}; uniform is {math.log(spec.model.vocabulary):.4g})"
@@ -234,6 +243,7 @@ def _start(spec: RunSpec, folder: RunFolder, device: torch.device) -> tuple[Deco
         except CheckpointError as error:
             log.warning("run %s starts afresh: %s", spec.run_id, error)
     if compile_pays(device, spec.training_flops):
+        torch.compiler.reset()  # a warm worker would fill dynamo's cache after a few runs, and compile no more
         model.model.compile()
     return model, held, state
 
@@ -305,12 +315,16 @@ def train(
     at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
     with one_thread(chosen), torch.random.fork_rng(enabled=spec.dropout > 0):
         try:
+            if chosen.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(chosen)
             model, held, state = _start(spec, folder, chosen)
             run = _Run(spec, folder, chosen, tokens, validation, at, on_progress, model, held, state)
             run.loop(checkpoint_seconds, should_stop)
             return _finish(run)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(
-                f"run {spec.run_id}: {spec.model.parameters_total:,} parameters and one sequence of {length} tokens do not fit "
-                f"on {describe_device(chosen)}: {error}; use a smaller model or context, or a device with more memory"
+                f"run {spec.run_id}: {spec.model.parameters_total:,} parameters on sequences of {length} tokens do not fit on "
+                f"{describe_device(chosen)}: {error}; use a smaller model or context, or a device with more memory"
             ) from error

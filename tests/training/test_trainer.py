@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from dataeff.specs.run import ModelSpec, RunSpec
 from dataeff.training.checkpoint import CheckpointError, load_checkpoint
 from dataeff.training.model import Decoder
 from dataeff.training.optim import learning_rate, optimizers
-from dataeff.training.step import accumulate_gradients, sequence_order
+from dataeff.training.step import accumulate_gradients, sequence_order, uniform_loss_bound
 from dataeff.training.trainer import Preempted, Progress, train
 
 FACTS_OF_TIME = {"wall_seconds", "tokens_per_second", "started_at", "ended_at", "peak_memory_bytes"}
@@ -136,6 +138,19 @@ def test_a_run_with_a_huge_learning_rate_is_recorded_as_diverged(lr, spec, folde
     assert RunResult.model_validate_json(folder.result.read_text()) == result
 
 
+def test_a_run_that_spikes_early_and_comes_back_is_not_diverged(spec, folder) -> None:
+    generator, often = np.random.default_rng(0), 1 / np.arange(1, 65)
+    draw = partial(generator.choice, 64, p=often / often.sum())
+    model = spec.model.model_copy(update={"vocabulary": 64, "hidden": 64, "feed_forward": 128})
+    length = model.context_length
+    high = spec.model_copy(update={"model": model, "seed_tokens": 40 * spec.batch_size * length, "epochs": 1, "lr": 0.1})
+    validation = draw(size=(spec.validation_sequences, length))
+    result = train(high, folder, draw(size=high.seed_tokens), validation)
+    losses = np.array(result.curve.train_loss)
+    assert losses[: len(losses) // 2].max() > 1.2 * uniform_loss_bound(high)
+    assert result.status == "finished" and result.val_loss < math.log(64) - 0.3
+
+
 def test_weights_that_overflow_are_told_by_the_step_where_the_loss_was_not_finite(spec, folder, train_tokens, validation) -> None:
     result = train(spec.model_copy(update={"lr": 1e30}), folder, train_tokens, validation)
     assert result.status == "diverged" and result.reason is not None
@@ -207,6 +222,44 @@ class SmallMemory(Decoder):
         if len(tokens) > self.capacity:
             raise torch.OutOfMemoryError(f"{len(tokens)} sequences")
         return super().loss(tokens)
+
+
+class Held:
+    """What a graph keeps of one tensor, so that a test can see whether the graph is gone."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()  # with its graph it would keep that graph alive itself
+
+
+class SmallMemoryBackwards(Decoder):
+    """A decoder on a device that holds the graphs of seven sequences, old ones included, and the gradients of four."""
+
+    def __init__(self, spec: ModelSpec, *, seed: int) -> None:
+        super().__init__(spec, seed=seed)
+        self.graphs: list[tuple[int, list[weakref.ref]]] = []
+
+    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        held = sum(rows for rows, kept in self.graphs if any(one() is not None for one in kept))
+        if held + len(tokens) > 7:
+            raise torch.OutOfMemoryError(f"{held} sequences held and {len(tokens)} more")
+        kept: list[weakref.ref] = []
+
+        def pack(tensor: torch.Tensor) -> Held:
+            holder = Held(tensor)
+            kept.append(weakref.ref(holder))
+            return holder
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
+            loss = super().loss(tokens)
+        self.graphs.append((len(tokens), kept))
+        # Going back through this view asks the allocator for four petabytes: a real failure, from inside autograd.
+        return loss.expand(2**50)[0] if len(tokens) > 4 else loss
+
+
+def test_a_backward_pass_that_does_not_fit_leaves_no_memory_behind(model_spec: ModelSpec) -> None:
+    batch = torch.randint(model_spec.vocabulary, (7, 16), generator=torch.Generator().manual_seed(0))
+    _, rows = accumulate_gradients(SmallMemoryBackwards(model_spec, seed=0), batch, "float32", 7)
+    assert rows == 4
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(model_spec: ModelSpec) -> None:
