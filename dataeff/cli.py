@@ -108,8 +108,9 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
     Example: dataeff plan laptop
     """
     from dataeff.price import price
+    from dataeff.terminal import BuildProgress
 
-    with _progress() as progress:
+    with BuildProgress(_console(error=True)) as progress:
         priced = price(_load(study), _database(database), progress)
     columns = ["recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours"]
     if as_json:
@@ -166,12 +167,12 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
     from dataeff.execution.inline import InlineExecutor
     from dataeff.execution.local import LocalExecutor
     from dataeff.launch import Launch
-    from dataeff.terminal import LiveView
+    from dataeff.terminal import BuildProgress, LiveView
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     console = _console(error=True)
     with InlineExecutor() if executor == "inline" else LocalExecutor(workers) as pool, LiveView(console) as view:
-        with _progress() as progress:
+        with BuildProgress(console) as progress:
             launch = Launch(study, database, pool, storage, progress)
         console.print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", soft_wrap=True)
         if taken_out := launch.recorder.taken_out:
@@ -194,27 +195,6 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
     elif launch.failures:
         raise DataeffError(f"{len(launch.failures)} run(s) failed, see above; `dataeff run` tries them again")
     return launch.stopping
-
-
-class _progress:
-    """Shows the building of tokens as a bar on standard error; nothing when it takes no time."""
-
-    def __enter__(self) -> Any:
-        from rich.progress import Progress
-
-        console = _console(error=True)
-        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self._tasks: dict[str, Any] = {}
-        self._bars.start()
-        return self
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
 
 
 @app.command()

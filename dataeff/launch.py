@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, NotFoundError, StudyError, StudyRunningError
 from dataeff.execution.base import Ended, Executor, Job, Progressed
-from dataeff.planning.plan import starts_of, typical_runs
+from dataeff.planning.plan import starts_of, typical_flops, typical_runs
 from dataeff.records.recorder import Recorder
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import Certificate
@@ -322,13 +322,10 @@ class Launch:
             return None
         left = 0.0
         for progress in self.cells.values():
-            cell = progress.cell
-            epochs = cell.grid.values(cell.grid.middle)["epochs"]
-            flops = cell.seed_tokens * epochs * self.spec.model(cell.size, self.tokens.vocabulary).training_flops_per_token
             repeats = progress.repeats_left if progress.certificate else len(self.spec.seeds) - 1
             done = len(progress.search.results) if progress.search else 0
-            typical = typical_runs(sum(length > 1 for length in cell.grid.shape))
-            left += flops * (repeats + (0 if progress.certificate else max(1, typical - done)))
+            runs = repeats + (0 if progress.certificate else max(1, typical_runs(progress.cell) - done))
+            left += runs * typical_flops(self.spec, progress.cell, self.tokens.vocabulary)
         return left / self.flops_trained * elapsed
 
 

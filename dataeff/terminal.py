@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
@@ -165,6 +166,26 @@ def summary_line(launch: Launch) -> str:
     queued = f", {len(launch.running) - running} queued" if len(launch.running) > running else ""
     runs = f"runs: {launch.trained} trained, {reused} reused, {running} running{queued}{speed}"
     return f"cells: {cells}\n{runs}; {elapsed} so far{tail}{busy}{stopping}"
+
+
+class BuildProgress:
+    """Shows the building of tokens as a bar; nothing where it takes no time or nobody watches."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> BuildProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
 
 
 class LiveView:

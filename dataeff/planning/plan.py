@@ -17,12 +17,18 @@ from dataeff.specs.study import Cell, StudySpec
 Recorded = Callable[[Cell, Point, int], float | None]  # loss of the run of a cell's point under a seed
 
 
-def typical_runs(axes: int) -> int:
-    """Runs a search typically needs on `axes` tuned axes: the start, its neighbours, and a move or two.
+def typical_runs(cell: Cell) -> int:
+    """Runs the search of a cell typically needs: the start, its neighbours on the tuned axes, and a move or two.
 
     A rule of thumb, not a bound: the quickstart's searches took 6.0 runs on two axes and 8.9 on three, on average.
     """
-    return 1 + 3 * axes
+    return 1 + 3 * sum(length > 1 for length in cell.grid.shape)
+
+
+def typical_flops(study: StudySpec, cell: Cell, vocabulary: int) -> float:
+    """Training FLOPs of a run in the middle of the cell's grid."""
+    epochs = cell.grid.values(cell.grid.middle)["epochs"]
+    return cell.seed_tokens * epochs * study.model(cell.size, vocabulary).training_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,8 @@ def plan(study: StudySpec, vocabulary: int, recorded: Recorded) -> list[CellPlan
                 optima[cell.id] = cell.grid.values(found.best) if found.best else None
                 missing = [seed for seed in study.seeds[1:] if found.best and recorded(cell, found.best, seed) is None]
                 repeats = len(missing)
-        tuned = sum(length > 1 for length in cell.grid.shape)
-        likely = min(cell.grid.size, limit or cell.grid.size, typical_runs(tuned))
+        likely = min(cell.grid.size, limit or cell.grid.size, typical_runs(cell))
         expected = repeats + (0 if cell.id in optima else max(1, likely - len(results)))
-        epochs = cell.grid.values(cell.grid.middle)["epochs"]
-        flops = cell.seed_tokens * epochs * study.model(cell.size, vocabulary).training_flops_per_token
-        plans.append(CellPlan(cell, state, len(results), expected, expected * flops))
+        flops = expected * typical_flops(study, cell, vocabulary)
+        plans.append(CellPlan(cell, state, len(results), expected, flops))
     return plans
