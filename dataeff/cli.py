@@ -69,7 +69,7 @@ def _database(path: Path) -> Database:
     return Database(path)
 
 
-def _show(columns: list[str], rows: list[Any], as_json: bool, as_csv: bool, title: str | None = None) -> None:
+def _show(columns: list[str], rows: list[Any], as_json: bool, as_csv: bool) -> None:
     from dataeff.terminal import print_rows, write_rows
 
     if as_json and as_csv:
@@ -77,7 +77,7 @@ def _show(columns: list[str], rows: list[Any], as_json: bool, as_csv: bool, titl
     if as_json or as_csv:
         write_rows(columns, rows, "json" if as_json else "csv")
     else:
-        print_rows(_console(), columns, rows, title)
+        print_rows(_console(), columns, rows)
 
 
 def _print_version(wanted: bool) -> None:
@@ -397,11 +397,9 @@ def serve(
     \b
     Example: dataeff app --database dataeff.duckdb
     """
-    from dataeff.launch import check_readable
     from dataeff.share import shared_folder
 
-    if database.exists():
-        check_readable(_database(database))
+    _database(database).require_usable()
     page = shared_folder("app") / "answer.py"
     options = [
         "--server.address=127.0.0.1",

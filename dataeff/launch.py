@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dataeff.data.tokens import Tokens, build_tokens
-from dataeff.errors import DatabaseBusyError, NotFoundError, StudyError, StudyRunningError
+from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
 from dataeff.execution.base import Ended, Executor, Job, Progressed
 from dataeff.planning.plan import starts_of, typical_flops, typical_runs
 from dataeff.records.recorder import Recorder
@@ -96,8 +96,7 @@ class Launch:
         self.study, self.spec, self.executor = study, study.spec, executor
         self.store = Store.beside(Path(database))
         self.recorder = Recorder(Database(database))
-        if Path(database).exists():
-            check_readable(Database(database))  # before minutes are spent on tokens
+        Database(database).require_usable()  # before minutes are spent on tokens
         self.tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
         check_budgets(study, self.tokens)
         self.cells = {cell.id: CellProgress(cell) for cell in self.spec.cells}
@@ -111,10 +110,14 @@ class Launch:
         self.flops_trained = 0
         self._last_flush = -math.inf
         self._lock = self._claim()
-        self._storage = open_storage(storage or self.store.path / "optuna.log")
-        self._losses = self.recorder.begin(
-            study, self.spec.cells, self.tokens.fingerprint, self.tokens.name, self.tokens.vocabulary
-        )
+        try:
+            self._storage = open_storage(storage or self.store.path / "optuna.log")
+            self._losses = self.recorder.begin(
+                study, self.spec.cells, self.tokens.fingerprint, self.tokens.name, self.tokens.vocabulary
+            )
+        except BaseException:
+            self._lock.release()  # a notebook keeps the traceback, and with it this object
+            raise
 
     def _claim(self) -> FileLock:
         """Hold the study for as long as this object lives: two launches would fail each other's trials."""
@@ -131,18 +134,21 @@ class Launch:
     def run(self, on_change: Callable[[Launch], None] | None = None) -> None:
         """Train what is missing. Raises `DatabaseError` when the results cannot be written down in the end."""
         try:
+            self._advance()
             while True:
-                self._advance()
                 self._flush(0.2, now=not self.running)
                 if on_change:
                     on_change(self)
                 if not self.running and (self.database_busy_since is None or self.stopping):
                     break
-                for event in self.executor.events(timeout=0.25):
+                happened = self.executor.events(timeout=0.25)
+                for event in happened:
                     if isinstance(event, Progressed):
                         self.latest[event.run_id] = event
                     else:
                         self._end(event)
+                if any(isinstance(event, Ended) for event in happened):
+                    self._advance()
             self.recorder.flush(LAST_FLUSH_SECONDS)  # writes only what a stopped launch could not write above
         finally:
             self._lock.release()
@@ -169,7 +175,7 @@ class Launch:
                     self._note_taken_over(progress)
                     if progress.search.ended:
                         self._close(progress)
-                        changed = progress.search.failed is None
+                        changed = True
 
     def _can_start(self, cell: Cell) -> bool:
         """Whether the cells it starts from have ended; one that failed has no optimum to start from until it is tried again."""
@@ -327,15 +333,6 @@ class Launch:
             runs = repeats + (0 if progress.certificate else max(1, typical_runs(progress.cell) - done))
             left += runs * typical_flops(self.spec, progress.cell, self.tokens.vocabulary)
         return left / self.flops_trained * elapsed
-
-
-def check_readable(database: Database) -> None:
-    """Raise `DatabaseError` when the file is damaged, not a dataeff database, or of a newer schema; an empty one is fine."""
-    try:
-        with database.read():
-            return
-    except NotFoundError:
-        return
 
 
 def check_budgets(study: Study, tokens: Tokens) -> None:

@@ -28,7 +28,7 @@ ASSUMED_GPU_FLOPS = 4e14
 
 @dataclass(frozen=True)
 class Price:
-    """A priced plan: one row a cell, and the totals. `seconds` is None-free: assumed where nothing was measured."""
+    """A priced plan: one row a cell, and the totals. `speed` says what `seconds` rests on."""
 
     rows: list[tuple[Any, ...]]
     runs: int

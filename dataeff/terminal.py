@@ -27,20 +27,16 @@ STATE_STYLE = {"certified": "green", "boundary": "yellow", "open": "red", "searc
 NUMERIC_SIGNIFICANT = 5
 
 
-def count(number: float | None) -> str:
+def count(number: float) -> str:
     """Return a count people can read: 16384 -> 16.4k, 209715200 -> 210M, 1.2e18 -> 1.2e+18."""
-    if number is None:
-        return "-"
     for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if scale <= abs(number) < scale * 1e3:
             return f"{number / scale:.3g}{suffix}"
     return f"{number:.3g}" if abs(number) >= 1e15 or number != int(number) else f"{int(number)}"
 
 
-def duration(seconds: float | None) -> str:
-    """Return seconds as 42 s, 3 min 20 s, 5.2 h or 3.1 days; `-` for None."""
-    if seconds is None:
-        return "-"
+def duration(seconds: float) -> str:
+    """Return seconds as 42 s, 3 min 20 s, 5.2 h or 3.1 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:
@@ -132,9 +128,9 @@ def _view(launch: Launch, height: int | None = None) -> Group:
     left_out = ""
     if height is not None and len(cells) > (room := max(1, height - 7)):
         order = {"searching": 0, "open": 1, "boundary": 2}
-        shown = sorted(cells, key=lambda progress: order.get(progress.state, 3))[:room]
+        shown = {progress.cell.id for progress in sorted(cells, key=lambda progress: order.get(progress.state, 3))[:room]}
         left_out = f"({len(cells) - room} more cells)\n"
-        cells = [progress for progress in cells if progress in shown]
+        cells = [progress for progress in cells if progress.cell.id in shown]
     axes = " ".join(cells[0].cell.grid.names)
     headers = ("recipe", "D", "size", "state", "val_loss", axes, "runs", "running")
     rows = [_cell_row(progress) for progress in cells]

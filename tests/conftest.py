@@ -81,6 +81,18 @@ def dataeff(*arguments: object, cwd: Path, **environment: str) -> subprocess.Com
     )
 
 
+def start_study(folder: Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start `dataeff run tiny.toml` in `folder`, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dataeff", "run", "tiny.toml"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A folder in which the tiny study was run to its end: tiny.toml, dataeff.duckdb, dataeff.files. Do not change it."""

@@ -7,14 +7,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from tests.conftest import dataeff, write_tiny_study
+from tests.conftest import dataeff, start_study, write_tiny_study
 
 
 def recorded(folder: Path) -> dict[str, float | None]:
@@ -35,16 +34,6 @@ def results(folder: Path) -> dict[str, str]:
     return {file.parent.name: json.loads(file.read_text())["ended_at"] for file in files}
 
 
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dataeff", "run", "tiny.toml"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def workers_of(process: subprocess.Popen) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in children]
@@ -54,7 +43,7 @@ def kill_until_done(folder: Path, kills: int, seed: int) -> int:
     """Run the study, killing it `kills` times at random; return how many kills hit a living study."""
     choose, hits, seen = random.Random(seed), 0, results(folder)
     for _ in range(kills):
-        process = start(folder)
+        process = start_study(folder)
         try:
             process.wait(timeout=choose.uniform(0.5, 6))
             break
@@ -143,14 +132,7 @@ def test_a_torn_optuna_journal_is_set_aside(finished, tmp_path):
 
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(finished, tmp_path):
     write_tiny_study(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataeff", "run", "tiny.toml"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_study(tmp_path, stderr=subprocess.PIPE)
     wait_for(lambda: len(results(tmp_path)) >= 2)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -167,6 +167,7 @@ def test_a_storage_that_cannot_be_opened_is_refused_before_anything_is_recorded(
     with InlineExecutor() as executor, pytest.raises(InputError, match="Optuna storage"):
         Launch(small(folder), "runs.duckdb", executor, storage=url)
     assert not Path("runs.duckdb").exists()
+    launch(small(folder))  # nor is the study still held
 
 
 def test_an_sqlite_storage_holds_the_search_too(folder):

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import duckdb
 
-from tests.conftest import dataeff, write_tiny_study
+from tests.conftest import dataeff, start_study, write_tiny_study
 from tests.test_durability import recorded, wait_for
 
 
 def test_eight_readers_beside_a_running_study_get_no_error(finished, tmp_path):
     write_tiny_study(tmp_path)
-    study = subprocess.Popen(
-        [sys.executable, "-m", "dataeff", "run", "tiny.toml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    study = start_study(tmp_path, stderr=subprocess.PIPE)
     wait_for(lambda: (tmp_path / "dataeff.duckdb").exists() or study.poll() is not None)
     errors: list[str] = []
     reads = [0] * 8
@@ -47,7 +45,7 @@ def test_eight_readers_beside_a_running_study_get_no_error(finished, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    stderr = study.stderr.read().decode()
+    stderr = study.stderr.read()
     assert study.wait() == 0, stderr
     assert not errors, errors[0]
     assert min(reads) > 0
@@ -57,13 +55,7 @@ def test_eight_readers_beside_a_running_study_get_no_error(finished, tmp_path):
 def test_a_shell_that_holds_the_file_open_does_not_stop_a_study(finished, tmp_path):
     """A plain read-only DuckDB connection, held while the study trains: results wait in their run folders."""
     write_tiny_study(tmp_path)
-    study = subprocess.Popen(
-        [sys.executable, "-m", "dataeff", "run", "tiny.toml"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    study = start_study(tmp_path, stderr=subprocess.PIPE)
     runs = Path(tmp_path / "dataeff.files" / "runs")
     wait_for(lambda: (tmp_path / "dataeff.duckdb").exists() and any(runs.glob("*/result.json")))
     held = None

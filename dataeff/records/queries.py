@@ -35,6 +35,12 @@ def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence
         raise QueryError(f"the query failed: {error}") from error
 
 
+def records(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Run one query and return its rows as dicts by column name. Raises as `query` does."""
+    columns, rows = query(connection, text, parameters)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
 def recorded_losses(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, float]:
     """Return the loss of every recorded run on the corpus of this fingerprint, `math.inf` for a diverged one."""
     rows = connection.execute("SELECT run_id, val_loss FROM run WHERE corpus = $1", [corpus]).fetchall()
@@ -93,18 +99,13 @@ def run_details(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str,
     cells = """SELECT cell_id, role, number, trial.coordinates,
             coalesce(best_run.run_id = trial.run_id, false) AS is_best
         FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1 ORDER BY cell_id"""
-    row = _records(connection, "SELECT * FROM run WHERE run_id = $1", found[0])
+    row = records(connection, "SELECT * FROM run WHERE run_id = $1", found)
     return {
         "run": row[0] if row else {"run_id": found[0], "status": None},
-        "evaluations": _records(connection, "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step", found[0]),
-        "attempts": _records(connection, "SELECT * EXCLUDE run_id FROM attempt WHERE run_id = $1 ORDER BY number", found[0]),
-        "cells": _records(connection, cells, found[0]),
+        "evaluations": records(connection, "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step", found),
+        "attempts": records(connection, "SELECT * EXCLUDE run_id FROM attempt WHERE run_id = $1 ORDER BY number", found),
+        "cells": records(connection, cells, found),
     }
-
-
-def _records(connection: duckdb.DuckDBPyConnection, text: str, run_id: str) -> list[dict[str, Any]]:
-    columns, rows = query(connection, text, [run_id])
-    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def studies(connection: duckdb.DuckDBPyConnection) -> Answer:

@@ -99,6 +99,14 @@ class Database:
                 raise NotFoundError(f"{self.path} holds no runs yet; train something into it (`dataeff run quickstart`)")
             yield connection
 
+    def require_usable(self) -> None:
+        """Raise `DatabaseError` when the file is damaged, not a dataeff database, or of a newer schema; none or empty is fine."""
+        try:
+            with self.read():
+                return
+        except NotFoundError:
+            return
+
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Yield a read-only SQLModel session over the classes of `dataeff.records.tables`. Raises as `read` does."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dataeff.records.queries import require_study
+from dataeff.records.queries import query, require_study
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,7 +27,7 @@ LEFT JOIN (
     SELECT study, recipe, seed_tokens, min(val_loss_mean) AS val_loss, arg_min(size, val_loss_mean) AS size
     FROM best_run GROUP BY ALL
 ) AS trained USING (study, recipe, seed_tokens)
-WHERE limits.study = $study
+WHERE limits.study = $1
 ORDER BY limits.recipe <> study.baseline, limits.recipe, limits.seed_tokens
 """
 
@@ -38,8 +38,7 @@ def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list
     Raises `NotFoundError` for a study that is not in the database.
     """
     require_study(connection, study)
-    found = connection.execute(ROWS, {"study": study})
-    return [column[0] for column in found.description], found.fetchall()
+    return query(connection, ROWS, [study])
 
 
 def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dataeff.records.queries import records
 
 if TYPE_CHECKING:
     import altair as alt
     import duckdb
 
-Records = list[dict[str, Any]]
-
 POINTS = """
 SELECT recipe, best.seed_tokens, best.size, best.parameters_total, best.val_loss_mean AS val_loss, state,
     best.val_loss_mean - 1.645 * noise_sd / sqrt(seeds) AS low, best.val_loss_mean + 1.645 * noise_sd / sqrt(seeds) AS high
 FROM best_run AS best JOIN certificate USING (cell_id, study, recipe) LEFT JOIN noise USING (study)
-WHERE study = $study AND best.val_loss_mean IS NOT NULL
+WHERE study = $1 AND best.val_loss_mean IS NOT NULL
 ORDER BY ALL
 """
 
@@ -22,7 +22,7 @@ ORDER BY ALL
 LAWS = """
 WITH span AS (
     SELECT study, recipe, seed_tokens, min(parameters_total) / 2 AS low, max(parameters_total) * 4 AS high
-    FROM best_run WHERE study = $study GROUP BY ALL
+    FROM best_run WHERE study = $1 GROUP BY ALL
 )
 SELECT recipe, seed_tokens, low * power(high / low, i / 60) AS parameters_total,
     a * power(low * power(high / low, i / 60) / 1e9, -alpha) + e AS val_loss
@@ -33,15 +33,8 @@ ORDER BY ALL
 
 LIMITS = """
 SELECT recipe, seed_tokens, limit_loss, e_low AS limit_low, e_high AS limit_high, kind
-FROM asymptote WHERE study = $study AND limit_loss IS NOT NULL ORDER BY ALL
+FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL ORDER BY ALL
 """
-
-
-def records(connection: duckdb.DuckDBPyConnection, query: str, study: str) -> Records:
-    """Return the rows of one of this module's queries, for one study."""
-    found = connection.execute(query, {"study": study})
-    names = [column[0] for column in found.description]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
@@ -59,5 +52,5 @@ def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str, dark: 
     from dataeff.reports.charts import limits_chart
 
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    found = [records(connection, query, study) for query in (POINTS, LAWS, LIMITS)]
+    found = [records(connection, query, [study]) for query in (POINTS, LAWS, LIMITS)]
     return limits_chart(*found, recipes(connection, study), question, dark)

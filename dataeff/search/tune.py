@@ -106,9 +106,9 @@ class CellSearch:
         self._path = {"starts": tuple(starts), "width": width, "limit": max_runs}
         self._sampler = CoordinateDescentSampler(cell.grid, [cell.grid.values(p) for p in starts] or None, width)
         self._space = distributions(cell.grid)
-        self._study = self._reconcile(storage)
+        self._reconcile(storage)
 
-    def _reconcile(self, storage: BaseStorage) -> optuna.Study:
+    def _reconcile(self, storage: BaseStorage) -> None:
         """Open the Optuna study if its trials are on the recorded path, else build it anew; add what it lacks."""
         recorded = replay(self._recorded, self.cell.grid, **self._path)
         study = optuna.create_study(storage=storage, study_name=self.cell.id, sampler=self._sampler, load_if_exists=True)
@@ -122,8 +122,9 @@ class CellSearch:
             if trial.state == TrialState.RUNNING:  # its process is gone: one study is launched once at a time
                 study.tell(trial.number, state=TrialState.FAIL)
         self._study, self.results = study, told
-        self._take_over()
-        return study
+        for point, loss in recorded.items():
+            if point not in told:
+                self._add(point, loss)
 
     def _point(self, trial: optuna.trial.FrozenTrial) -> Point | None:
         return self.cell.grid.point(trial.params) if trial.distributions == self._space else None
