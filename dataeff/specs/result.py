@@ -4,8 +4,11 @@
     <run id>/attempts/0001.json   one Attempt a try, written at its start and again at its end
     <run id>/checkpoint/          present while an attempt is under way; removed when the run is finished
     <run id>/weights.safetensors  final weights, before result.json
+    <run id>/snapshots/1.safetensors  weights at the end of each cycle but the last, where there are several
     <run id>/result.json          the RunResult; its presence is what makes a run finished
     <run id>/lock                 held by the process that trains the run
+
+The folders of an ensemble and of a sampling are alike: spec, attempts, lock, result.json, and `tokens.bin` of samples.
 
 Every file is written to a temporary name, synced, then renamed: a reader sees all of it or none.
 """
@@ -110,6 +113,13 @@ class RunFolder:
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
 
+    def snapshot(self, cycle: int) -> Path:
+        return self.path / "snapshots" / f"{cycle}.safetensors"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens.bin"
+
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
@@ -143,6 +153,17 @@ class Store:
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.runs / run_id)
+
+    def ensemble(self, ensemble_id: str) -> RunFolder:
+        return RunFolder(self.path / "ensembles" / ensemble_id)
+
+    def samples(self, sample_id: str) -> RunFolder:
+        return RunFolder(self.path / "samples" / sample_id)
+
+    def weights(self, member: str) -> Path:
+        """Return the weights of a member: those a run ended with, or for `RUN@2` those of its second snapshot."""
+        run_id, _, cycle = member.partition("@")
+        return self.run(run_id).snapshot(int(cycle)) if cycle else self.run(run_id).weights
 
 
 def load_fact(model: type[Model], path: Path) -> Model:

@@ -30,7 +30,10 @@ class SizeSpec(Spec):
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
-    feed_forward: int = Field(ge=1)
+    feed_forward: int = Field(ge=1, description="of one expert, where there are several")
+    experts: int = Field(default=1, ge=1, description="feed-forwards a layer; more than one is a mixture of experts")
+    experts_per_token: int = Field(default=1, ge=1, description="experts that a token is routed to")
+    loops: int = Field(default=1, ge=1, description="times the stack of layers is applied, with the same weights")
 
     @model_validator(mode="after")
     def _divides(self) -> SizeSpec:
@@ -43,6 +46,8 @@ class SizeSpec(Spec):
             raise ValueError(f"hidden/heads is {self.hidden // self.heads}: rotary embeddings need an even head size")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads; use a divisor of {self.heads}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than experts {self.experts}; use at most that")
         return self
 
 
@@ -80,32 +85,46 @@ class ModelSpec(Spec):
     kv_heads: int
     feed_forward: int
     rope_theta: float = Field(default=10_000.0, gt=0)
+    experts: int = 1
+    experts_per_token: int = 1
+    loops: int = 1
 
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
 
+    def _layer(self, experts: int) -> int:
+        """Weights of one layer with so many experts: attention, feed-forwards, their router and the norms."""
+        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        router = self.hidden * self.experts if self.experts > 1 else 0
+        return attention + experts * 3 * self.hidden * self.feed_forward + router + 2 * self.hidden
+
     @property
     def parameters_non_embedding(self) -> int:
         """Weights of attention, feed-forward and norms; the token embedding and the output head are left out."""
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        norms = 2 * self.hidden
-        return self.layers * (attention + 3 * self.hidden * self.feed_forward + norms) + self.hidden
+        return self.layers * self._layer(self.experts) + self.hidden
 
     @property
     def parameters_total(self) -> int:
-        """All weights: non-embedding, the token embedding and the untied output head."""
+        """All weights: non-embedding, the token embedding and the untied output head; those of every expert."""
         return self.parameters_non_embedding + 2 * self.vocabulary * self.hidden
+
+    @property
+    def parameters_active(self) -> int:
+        """Weights that a token meets, each counted once: all but those of the experts it is not routed to."""
+        return self.parameters_total - self.layers * (self._layer(self.experts) - self._layer(self.experts_per_token))
 
     @property
     def training_flops_per_token(self) -> int:
         """Forward and backward FLOPs per trained token: 6 per weight that multiplies, plus attention.
 
-        6 (N_non_embedding + N_head) + 12 * layers * hidden * context: PaLM (arXiv 2204.02311), appendix B. The
-        embedding is a look-up and costs nothing. Causal masking is not discounted, as is the custom.
+        6 (N_non_embedding + N_head) + 12 * layers * hidden * context: PaLM (arXiv 2204.02311), appendix B. Of experts
+        those a token is routed to count, and layers as often as they are applied. The embedding is a look-up and costs
+        nothing. Causal masking is not discounted, as is the custom.
         """
-        weights = self.parameters_non_embedding + self.vocabulary * self.hidden
-        return 6 * weights + 12 * self.layers * self.hidden * self.context_length
+        applied = self.loops * self.layers
+        weights = applied * self._layer(self.experts_per_token) + self.hidden + self.vocabulary * self.hidden
+        return 6 * weights + 12 * applied * self.hidden * self.context_length
 
 
 def require_whole_steps(seed_tokens: int, batch_size: int, context_length: int) -> None:
@@ -137,6 +156,39 @@ class TrainingSpec(Spec):
     warmup_fraction: float = Field(default=0.01, ge=0, lt=1, description="of all steps")
     order: Literal["same", "reshuffled"] = Field(default="same", description="of the sequences, from epoch to epoch")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["cosine", "wsd"] = Field(default="cosine", description="wsd: warm-up, stable, linear decay to zero")
+    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="of all steps, for wsd")
+    cycles: int = Field(default=1, ge=1, description="times the schedule is run through; each cycle's end leaves a snapshot")
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the exponential moving average of weights; 0: none")
+    swa_fraction: float = Field(default=0.0, ge=0, lt=1, description="last part of the run whose weights are averaged; 0: none")
+    z_loss: float = Field(default=0.0, ge=0, description="coefficient of the mean squared log normaliser")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of the training targets; validation has none")
+    balance_loss: float = Field(default=0.01, ge=0, description="coefficient of the experts' load balance")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainingSpec:
+        if self.ema and self.swa_fraction:
+            raise ValueError(
+                f"ema {self.ema} and swa_fraction {self.swa_fraction}: weights are averaged one way; set one of them to 0"
+            )
+        return self
+
+
+class Synthetic(Spec):
+    """Sampled text that is mixed with the real tokens of a run."""
+
+    samples: str = Field(min_length=1, description="id of a SampleSpec")
+    share: float = Field(gt=0, le=1, description="of the tokens of an epoch; 1: no real token is seen")
+
+
+class TeacherLogits(Spec):
+    """Trained runs whose averaged logits a run matches: loss = (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || run),
+    both softmaxes at temperature T (Hinton et al., arXiv 1503.02531).
+    """
+
+    members: list[str] = Field(min_length=1, description="see EnsembleSpec")
+    weight: float = Field(gt=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
 
 
 class RunSpec(TrainingSpec):
@@ -151,6 +203,8 @@ class RunSpec(TrainingSpec):
     weight_decay: float = Field(ge=0, description="decoupled, multiplied by the scheduled learning rate")
     train_seed: int = Field(default=0, ge=0, description="initialisation and dropout")
     data_seed: int = Field(default=0, ge=0, description="order of the sequences")
+    synthetic: Synthetic | None = None
+    teacher_logits: TeacherLogits | None = None
 
     @model_validator(mode="after")
     def _whole_steps(self) -> RunSpec:
@@ -162,8 +216,23 @@ class RunSpec(TrainingSpec):
         return identity(self.model_dump(exclude_defaults=True))
 
     @property
+    def real_sequences(self) -> int:
+        """Sequences of seed tokens an epoch: all of them, or none where every token is synthetic."""
+        return 0 if self.synthetic and self.synthetic.share == 1 else self.seed_tokens // self.model.context_length
+
+    @property
+    def synthetic_sequences(self) -> int:
+        """Synthetic sequences an epoch, to the nearest whole step: D share / (1 - share) tokens beside the D real ones,
+        or D instead of them.
+        """
+        if self.synthetic is None:
+            return 0
+        share, sequences = self.synthetic.share, self.seed_tokens // self.model.context_length
+        return sequences if share == 1 else self.batch_size * max(1, round(sequences * share / (1 - share) / self.batch_size))
+
+    @property
     def steps_per_epoch(self) -> int:
-        return self.seed_tokens // (self.batch_size * self.model.context_length)
+        return (self.real_sequences + self.synthetic_sequences) // self.batch_size
 
     @property
     def steps(self) -> int:
@@ -171,8 +240,9 @@ class RunSpec(TrainingSpec):
 
     @property
     def tokens_seen(self) -> int:
-        return self.seed_tokens * self.epochs
+        return self.steps * self.batch_size * self.model.context_length
 
     @property
     def training_flops(self) -> int:
+        """Of this run alone: those of its teacher are the teacher's."""
         return self.tokens_seen * self.model.training_flops_per_token

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dataeff.errors import TrainingError
-from dataeff.specs.result import Curve, Evaluation, write_atomically
+from dataeff.errors import InputError, TrainingError
+from dataeff.specs.result import Curve, Evaluation, Store, load_fact, write_atomically
+from dataeff.specs.run import RunSpec
 from dataeff.training.model import Decoder
 
 
@@ -67,6 +68,23 @@ def save_weights(model: Decoder, path: Path) -> int:
     """Write the weights in float32 to `path` (safetensors, names of Hugging Face's Llama); return the bytes written."""
     _save_tensors({name: tensor.float() for name, tensor in model.state_dict().items()}, path)
     return path.stat().st_size
+
+
+def load_member(store: Store, member: str, device: torch.device) -> Decoder:
+    """Return the trained model that `member` names (a run id, or `RUN@n` for a snapshot), on `device`, not to be trained on.
+
+    Raises `TrainingError`, which names the file, where its spec or its weights are not there whole.
+    """
+    path, folder = store.weights(member), store.run(member.partition("@")[0])
+    try:
+        spec = load_fact(RunSpec, folder.spec)
+        model = Decoder(spec.model, seed=spec.train_seed)
+        model.load_state_dict(load_file(path))
+    except (InputError, OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"member {member} cannot be loaded from {path}: {error}; move its run folder away to train it again"
+        ) from error
+    return model.to(device).eval().requires_grad_(False)
 
 
 def save_checkpoint(folder: Path, state: State, model: Decoder, optimizers: list[Optimizer]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dataeff.errors import UnstableValueError
 from dataeff.specs.identity import canonical_json, identity
-from dataeff.specs.run import PRESETS, ModelSpec, RunSpec
+from dataeff.specs.run import PRESETS, ModelSpec, RunSpec, Synthetic, TeacherLogits
 
 MODEL = ModelSpec(vocabulary=1024, context_length=64, **PRESETS["width32"].model_dump(exclude={"name"}))
 SPEC = RunSpec(
@@ -89,6 +89,16 @@ OTHER = {
     "order": "reshuffled",
     "dropout": 0.1,
     "model": MODEL.model_copy(update={"layers": 3}),
+    "schedule": "wsd",
+    "decay_fraction": 0.5,
+    "cycles": 2,
+    "ema": 0.99,
+    "swa_fraction": 0.25,
+    "z_loss": 1e-4,
+    "label_smoothing": 0.1,
+    "balance_loss": 0.1,
+    "synthetic": Synthetic(samples="fedcba9876543210", share=0.5),
+    "teacher_logits": TeacherLogits(members=["fedcba9876543210"], weight=0.5),
 }
 
 
@@ -117,6 +127,36 @@ def test_the_presets_have_the_parameters_the_paper_states(name, non_embedding, t
     model = ModelSpec(vocabulary=128_256, context_length=4096, **PRESETS[name].model_dump(exclude={"name"}))
     assert model.parameters_non_embedding / 1e6 == pytest.approx(non_embedding, rel=0.005)
     assert model.parameters_total / 1e6 == pytest.approx(total, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"experts": 4}, {"experts": 4, "experts_per_token": 2}, {"loops": 2}, {"rope_theta": 5e5}]
+)
+def test_every_option_of_a_model_changes_the_run_id_when_set(changes):
+    assert RunSpec(**{**dict(SPEC), "model": ModelSpec(**MODEL.model_dump() | changes)}).run_id != SPEC.run_id
+
+
+def test_a_mixture_of_experts_holds_all_of_them_and_uses_a_few():
+    mixture = ModelSpec(**MODEL.model_dump() | {"experts": 4, "experts_per_token": 2})
+    expert, router = 3 * MODEL.hidden * MODEL.feed_forward, 4 * MODEL.hidden
+    assert mixture.parameters_total - MODEL.parameters_total == MODEL.layers * (3 * expert + router)
+    assert mixture.parameters_active - MODEL.parameters_active == MODEL.layers * (expert + router)
+    grown = (mixture.training_flops_per_token - MODEL.training_flops_per_token) / 6
+    assert grown == MODEL.layers * (expert + router)
+
+
+def test_loops_cost_compute_and_no_parameters():
+    looped = ModelSpec(**MODEL.model_dump() | {"loops": 3})
+    deeper = ModelSpec(**MODEL.model_dump() | {"layers": 3 * MODEL.layers})
+    assert looped.parameters_total == MODEL.parameters_total
+    assert looped.training_flops_per_token == deeper.training_flops_per_token
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.5, 2), (0.75, 4), (0.9, 10), (1.0, 1)])
+def test_synthetic_tokens_come_beside_the_real_ones_or_instead_of_them(share, times):
+    spec = RunSpec(**{**dict(SPEC), "batch_size": 2, "epochs": 1, "synthetic": Synthetic(samples="f", share=share)})
+    assert spec.tokens_seen == times * SPEC.seed_tokens
+    assert spec.real_sequences * MODEL.context_length == (SPEC.seed_tokens if share < 1 else 0)
 
 
 def test_the_papers_smallest_budget_is_800_steps_an_epoch():
