@@ -1,6 +1,7 @@
 """Launching a study: the loop that joins search, execution and records.
 
     wanted by a cell's search -> recorded already? take it : train it -> tell the search -> write it down
+    a cell's optimum          -> its repeats, or its members and their ensemble; a teacher's samples before its student
 
 Everything that matters is on disk when it is told: a run is a result.json, the database is written from those, and
 the search is replayed from the database. So this loop may be killed at any moment. The points a study trains do not
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,16 +23,21 @@ from filelock import FileLock, Timeout
 from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
 from dataeff.execution.base import Ended, Executor, Job, Progressed
-from dataeff.planning.plan import starts_of, typical_flops, typical_runs
+from dataeff.facts import Facts
+from dataeff.planning.plan import typical_flops, typical_points
 from dataeff.records.recorder import Recorder
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import Certificate
 from dataeff.search.tune import CellSearch, Proposal, open_storage
+from dataeff.specs.demand import Demand
+from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
 from dataeff.specs.grid import Point
-from dataeff.specs.result import RunFolder, RunResult, Store, load_fact
+from dataeff.specs.result import Store
 from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
+Asked = RunSpec | EnsembleSpec | SampleSpec
+JOBS = {RunSpec: "run", EnsembleSpec: "ensemble", SampleSpec: "samples"}
 ATTEMPTS = 2  # tries at a run that fails or is killed, in one launch
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
 LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
@@ -41,40 +47,65 @@ LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another pro
 class CellProgress:
     """Where one cell stands, for whoever watches."""
 
-    cell: Cell
-    search: CellSearch | None = None  # None while it waits for the cells it starts from
+    cell: Cell  # as declared, until it is placed
+    search: CellSearch | None = None  # None while it waits for the cells it starts from, or for its teacher
     trained: int = 0
     reused: int = 0
-    repeats_left: int = 0  # runs of the optimum under the other seeds
+    repeats_left: int = 0  # what is still to be made of the optimum: runs under other seeds, and their ensemble
     certificate: Certificate | None = None
+    noted: set[Point] = field(default_factory=set)
+    sampling: bool = False
 
     @property
     def state(self) -> str:
-        """waiting | searching | certified | boundary | open"""
+        """waiting | sampling | searching | certified | boundary | open"""
         if self.search is None:
-            return "waiting"
+            return "sampling" if self.sampling else "waiting"
         return self.certificate.state if self.certificate else "searching"
 
     @property
     def running(self) -> int:
         return len(self.search.in_flight) if self.search else 0
 
+    @property
+    def optimum(self) -> dict[str, float] | None:
+        best = self.certificate.best if self.certificate else None
+        return None if best is None else self.cell.grid.values(best)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its search has; one that failed has no optimum until it is tried again."""
+        return self.certificate is not None and self.search.failed is None
+
 
 @dataclass
-class Waiter:
-    """Who wants a run: a search's proposal, or a repeat of a cell's optimum under another seed."""
+class Awaited:
+    """Facts that are awaited together: who is told when all are there, or when one of them has no result."""
 
-    progress: CellProgress
-    point: Point
-    proposal: Proposal | None
+    left: int
+    done: Callable[[int], None]  # told how many runs were trained for it
+    failed: Callable[[str | None], None]  # told why, None for an interruption
+    trained: int = 0
+    broken: bool = False
+
+    def one_done(self, trained: bool) -> None:
+        self.trained += trained
+        self.left -= 1
+        if not self.left and not self.broken:
+            self.done(self.trained)
+
+    def one_failed(self, reason: str | None) -> None:
+        if not self.broken:
+            self.broken = True
+            self.failed(reason)
 
 
 @dataclass
 class Wanted:
-    """A run under way and everyone who waits for it."""
+    """A job under way and everyone who waits for it."""
 
-    spec: RunSpec
-    waiters: list[Waiter] = field(default_factory=list)
+    spec: Asked
+    waiters: list[Awaited] = field(default_factory=list)
     tries: int = 0
 
 
@@ -109,12 +140,12 @@ class Launch:
         self.trained = 0  # runs, each counted once however many cells wanted it
         self.flops_trained = 0
         self._last_flush = -math.inf
+        self.demand = Demand(self.spec, self.tokens.fingerprint, self.tokens.vocabulary, self.tokens.separator)
         self._lock = self._claim()
         try:
             self._storage = open_storage(storage or self.store.path / "optuna.log")
-            self._losses = self.recorder.begin(
-                study, self.spec.cells, self.tokens.fingerprint, self.tokens.name, self.tokens.vocabulary
-            )
+            losses = self.recorder.begin(study, self.demand, self.tokens.name)
+            self.facts = Facts(losses, self.store, self.recorder.fact)
         except BaseException:
             self._lock.release()  # a notebook keeps the traceback, and with it this object
             raise
@@ -144,7 +175,7 @@ class Launch:
                 happened = self.executor.events(timeout=0.25)
                 for event in happened:
                     if isinstance(event, Progressed):
-                        self.latest[event.run_id] = event
+                        self.latest[event.id] = event
                     else:
                         self._end(event)
                 if any(isinstance(event, Ended) for event in happened):
@@ -167,135 +198,164 @@ class Launch:
             changed = False
             for progress in self.cells.values():
                 if progress.search is None and self._can_start(progress.cell):
-                    self._open(progress)
-                    changed = True
+                    changed |= self._open(progress)
                 if progress.state == "searching":
                     for proposal in progress.search.propose():
-                        self._want(progress, proposal.point, proposal)
-                    self._note_taken_over(progress)
+                        self._try(progress, proposal)
+                    for point in progress.search.results:
+                        if point not in progress.noted:
+                            self._note(progress, point)
                     if progress.search.ended:
                         self._close(progress)
                         changed = True
 
     def _can_start(self, cell: Cell) -> bool:
-        """Whether the cells it starts from have ended; one that failed has no optimum to start from until it is tried again."""
-        others = [self.cells[other] for other in cell.waits_for]
-        return all(other.certificate is not None and other.search.failed is None for other in others)
+        """Whether the cells it starts from have ended, and its teacher is whole."""
+        teacher = self.cells[cell.teacher] if cell.teacher else None
+        whole = teacher is None or (teacher.ended and teacher.optimum is not None and not teacher.repeats_left)
+        return whole and all(self.cells[other].ended for other in (cell.neighbour, cell.base) if other)
 
-    def _open(self, progress: CellProgress) -> None:
-        cell = progress.cell
-        optima = {other: self._optimum(self.cells[other]) for other in cell.waits_for}
-        starts = starts_of(cell, optima, self.spec.recipes[cell.recipe].start)
-        self.recorder.search_opened(cell, starts)
+    def _open(self, progress: CellProgress) -> bool:
+        """Begin a cell's search; return False where samples of its teacher have to be drawn first."""
+        optima = {other: self.cells[other].optimum for other in (progress.cell.neighbour, progress.cell.base) if other}
+        cell, starts, note = self.demand.place(progress.cell, optima)
+        if cell.teacher:
+            teacher = self.cells[cell.teacher]
+            cell, samples = self.demand.taught(cell, self.demand.member_names(teacher.cell, teacher.certificate.best))
+            if samples and not self.facts.has(samples):
+                if not progress.sampling:
+                    progress.sampling = True
+                    self._await([samples], lambda trained: None, lambda reason: None)
+                return False
+        progress.cell = cell
+        self.recorder.search_opened(cell, starts, note)
         progress.search = CellSearch(
             cell,
             starts,
             self._storage,
-            lambda point: self._recorded(self._run_spec(cell, point, self.spec.seeds[0])),
+            lambda point: self.facts.value(self.demand, cell, point),
             self.spec.resources.points_in_flight,
             self.spec.resources.max_runs_per_cell,
         )
+        return True
 
-    @staticmethod
-    def _optimum(progress: CellProgress) -> dict[str, float] | None:
-        best = progress.certificate.best if progress.certificate else None
-        return progress.cell.grid.values(best) if best is not None else None
+    def _try(self, progress: CellProgress, proposal: Proposal) -> None:
+        """Have a proposed point trained and, where its objective is a limit, its members' ensemble evaluated."""
+        search, cell, point = progress.search, progress.cell, proposal.point
 
-    def _note_taken_over(self, progress: CellProgress) -> None:
-        """Write down the trials that the search took from the records."""
-        noted = progress.trained + progress.reused
-        for point in list(progress.search.results)[noted:]:
-            progress.reused += 1
-            self._note(progress, point, self.spec.seeds[0], "search")
+        def give_up(reason: str | None) -> None:
+            search.give_up(proposal, reason)
+
+        def judge(trained: int) -> None:
+            search.tell(proposal, self.facts.value(self.demand, cell, point))
+            self._note(progress, point, trained)
+
+        def trained_all(trained: int) -> None:
+            self._await(self._judged_by(cell, point), lambda _: judge(trained), give_up)
+
+        self._await(self.demand.searched(cell, point), trained_all, give_up)
+
+    def _judged_by(self, cell: Cell, point: Point) -> list[EnsembleSpec]:
+        """The ensemble that a point's objective is read off, once its members are there; a diverged one has none."""
+        if self.demand.recipe(cell).objective == "single" or self._diverged(self.demand.searched(cell, point)):
+            return []
+        return [self.demand.ensemble(cell, point)]
+
+    def _diverged(self, runs: Sequence[RunSpec]) -> bool:
+        return any(self.facts.loss(run) == math.inf for run in runs)
 
     def _close(self, progress: CellProgress) -> None:
-        """The search has ended: keep its certificate, and repeat its optimum under the other seeds."""
+        """The search has ended: keep its certificate, and repeat its optimum under other seeds, or gather its members."""
+        cell = progress.cell
         progress.certificate = progress.search.certificate
-        self.recorder.search_ended(progress.cell, progress.search.stopped)
+        self.recorder.search_ended(cell, progress.search.stopped)
         best = None if progress.search.failed else progress.certificate.best
-        for seed in self.spec.seeds[1:] if best is not None else ():
-            if self._recorded(self._run_spec(progress.cell, best, seed)) is None:
-                progress.repeats_left += 1
-                self._want(progress, best, None, seed)
-            else:
-                self._note(progress, best, seed, "replicate")
+        if best is None:
+            return
+        repeats, ensemble = self.demand.repeats(cell, best), self.demand.ensemble(cell, best)
+        role = "replicate" if self.demand.recipe(cell).members == 1 else "member"
+        progress.repeats_left = len(repeats) + (ensemble is not None)
 
-    # -- the runs -----------------------------------------------------------------------------------------------
+        def repeated(run: RunSpec) -> Callable[[int], None]:
+            def note(trained: int) -> None:
+                progress.repeats_left -= 1
+                self.recorder.trial(cell, run.run_id, role, list(progress.search.results).index(best), best)
 
-    def _run_spec(self, cell: Cell, point: Point, seed: int) -> RunSpec:
-        return self.spec.run_spec(cell, point, seed, self.tokens.fingerprint, self.tokens.vocabulary)
+            return note
 
-    def _recorded(self, spec: RunSpec) -> float | None:
-        """The loss of a run that is a fact already: in the database, or in a run folder not yet ingested."""
-        loss = self._losses.get(spec.run_id)
-        if loss is None:
-            folder = self.store.run(spec.run_id)
-            if folder.result.exists():
-                loss = self._take(folder)
-        return loss
+        def gathered(trained: int) -> None:
+            if self._diverged(self.demand.members(cell, best)):
+                self.recorder.note(cell, "a member of the optimum diverged: it has no ensemble")
+                return
+            self._await([ensemble], evaluated, lambda reason: None)
 
-    def _take(self, folder: RunFolder) -> float:
-        result = load_fact(RunResult, folder.result)
-        self.recorder.run(folder)
-        loss = math.inf if result.val_loss is None else result.val_loss
-        self._losses[result.run_id] = loss
-        return loss
+        def evaluated(trained: int) -> None:
+            progress.repeats_left -= 1
+            self.recorder.ensemble(cell, ensemble.ensemble_id, list(progress.search.results).index(best), best)
 
-    def _want(self, progress: CellProgress, point: Point, proposal: Proposal | None, seed: int | None = None) -> None:
-        spec = self._run_spec(progress.cell, point, self.spec.seeds[0] if seed is None else seed)
-        wanted = self.running.setdefault(spec.run_id, Wanted(spec))
-        wanted.waiters.append(Waiter(progress, point, proposal))
-        if len(wanted.waiters) == 1:
-            self._submit(wanted)
+        for run in repeats:
+            self._await([run], repeated(run), lambda reason: None)
+        if ensemble:
+            self._await(self.demand.members(cell, best), gathered, lambda reason: None)
+
+    def _note(self, progress: CellProgress, point: Point, trained: int = 0) -> None:
+        """Write down the runs, and the ensemble, that a point of a search used."""
+        cell, number = progress.cell, list(progress.search.results).index(point)
+        runs = self.demand.searched(cell, point)
+        for place, run in enumerate(runs):
+            self.recorder.trial(cell, run.run_id, "member" if place else "search", number, point)
+        for ensemble in self._judged_by(cell, point):
+            self.recorder.ensemble(cell, ensemble.ensemble_id, number, point)
+        progress.noted.add(point)
+        progress.trained += trained
+        progress.reused += len(runs) - trained
+
+    # -- the jobs -----------------------------------------------------------------------------------------------
+
+    def _await(self, specs: Sequence[Asked], done: Callable[[int], None], failed: Callable[[str | None], None]) -> None:
+        """Have what is missing of `specs` made, then call `done` with how many runs that trained; at once if none is."""
+        missing = [spec for spec in specs if not self.facts.has(spec)]
+        if not missing:
+            done(0)
+            return
+        awaited = Awaited(len(missing), done, failed)
+        for spec in missing:
+            wanted = self.running.setdefault(self.store.folder_of(spec).id, Wanted(spec))
+            wanted.waiters.append(awaited)
+            if len(wanted.waiters) == 1:
+                self._submit(wanted)
 
     def _submit(self, wanted: Wanted) -> None:
         wanted.tries += 1
-        folder = self.store.run(wanted.spec.run_id)
-        self.executor.submit(Job(wanted.spec, folder.path, self.tokens.folder, self.spec.resources.evaluations))
+        self.executor.submit(Job(wanted.spec, self.store, self.tokens.folder, self.spec.resources.evaluations))
 
     def _end(self, event: Ended) -> None:
         """A job has ended: tell everyone who waited, or try it once more."""
-        wanted = self.running[event.run_id]
-        self.latest.pop(event.run_id, None)
+        wanted = self.running[event.id]
+        is_run = isinstance(wanted.spec, RunSpec)
+        self.latest.pop(event.id, None)
         if event.outcome in ("finished", "diverged"):
-            del self.running[event.run_id]
-            loss = self._take(self.store.run(event.run_id))
-            self.trained += event.trained
-            self.flops_trained += wanted.spec.training_flops * event.trained
+            del self.running[event.id]
+            self.facts.has(wanted.spec)  # reads it, and has it recorded
+            if is_run:
+                self.trained += event.trained
+                self.flops_trained += wanted.spec.training_flops * event.trained
             for waiter in wanted.waiters:
-                self._tell(waiter, wanted.spec, loss, event.trained)
+                waiter.one_done(event.trained and is_run)
             return
-        folder = self.store.run(event.run_id)
-        if folder.spec.exists():  # a worker that died before it began left nothing to record
-            self.recorder.run(folder)
+        folder = self.store.folder_of(wanted.spec)
+        if is_run and folder.spec.exists():  # a worker that died before it began left nothing to record
+            self.recorder.fact(folder)
         interrupted = self.stopping and event.outcome == "preempted"
         if not self.stopping and event.outcome in ("failed", "killed", "preempted") and wanted.tries < ATTEMPTS:
             self._submit(wanted)
             return
-        del self.running[event.run_id]
-        reason = None if interrupted else f"run {event.run_id}: {event.outcome}: {event.reason}"
+        del self.running[event.id]
+        reason = None if interrupted else f"{JOBS[type(wanted.spec)]} {event.id}: {event.outcome}: {event.reason}"
         if reason:
             self.failures.append(reason)
         for waiter in wanted.waiters:
-            if waiter.proposal:
-                waiter.progress.search.give_up(waiter.proposal, reason)
-            else:
-                waiter.progress.repeats_left -= 1
-
-    def _tell(self, waiter: Waiter, spec: RunSpec, loss: float, trained: bool) -> None:
-        progress = waiter.progress
-        progress.trained += trained and waiter.proposal is not None
-        progress.reused += not trained and waiter.proposal is not None
-        if waiter.proposal:
-            progress.search.tell(waiter.proposal, loss)
-        else:
-            progress.repeats_left -= 1
-        self._note(progress, waiter.point, spec.train_seed, "search" if waiter.proposal else "replicate")
-
-    def _note(self, progress: CellProgress, point: Point, seed: int, role: str) -> None:
-        run_id = self._run_spec(progress.cell, point, seed).run_id
-        number = list(progress.search.results).index(point)
-        self.recorder.trial(progress.cell, run_id, role, number, point)
+            waiter.one_failed(reason)
 
     # -- the records --------------------------------------------------------------------------------------------
 
@@ -328,10 +388,13 @@ class Launch:
             return None
         left = 0.0
         for progress in self.cells.values():
-            repeats = progress.repeats_left if progress.certificate else len(self.spec.seeds) - 1
-            done = len(progress.search.results) if progress.search else 0
-            runs = repeats + (0 if progress.certificate else max(1, typical_runs(progress.cell) - done))
-            left += runs * typical_flops(self.spec, progress.cell, self.tokens.vocabulary)
+            cell, runs = progress.cell, progress.repeats_left
+            if progress.certificate is None:
+                done = len(progress.search.results) if progress.search else 0
+                each = len(self.demand.searched(cell, cell.grid.middle))
+                runs = each * max(1, typical_points(cell) - done)
+                runs += len(self.demand.repeats(cell, cell.grid.middle)) if each == 1 else 0
+            left += runs * typical_flops(self.demand, cell)
         return left / self.flops_trained * elapsed
 
 
@@ -342,5 +405,11 @@ def check_budgets(study: Study, tokens: Tokens) -> None:
         raise StudyError(
             f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: "
             f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens // step * step}, or a larger corpus"
+        )
+    stated = study.spec.tokenizer.vocabulary
+    if study.spec.tokenizer.kind == "hugging_face" and stated not in (None, tokens.vocabulary):
+        raise StudyError(
+            f"{study.place_of('tokenizer')}tokenizer.vocabulary {stated} is not what {study.spec.tokenizer.name} has: "
+            f"{tokens.vocabulary}; state that, or leave it out"
         )
     tokens.validation(study.spec.training.validation_sequences, study.spec.training.context_length)

@@ -13,12 +13,13 @@ from typing import Any
 from dataeff.data.tokens import build_tokens
 from dataeff.errors import NotFoundError
 from dataeff.execution.local import default_workers, usable_gpus
+from dataeff.facts import Facts
 from dataeff.planning.plan import plan
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.specs.grid import Point
+from dataeff.specs.demand import Demand
 from dataeff.specs.result import Store
-from dataeff.specs.study import Cell, Study
+from dataeff.specs.study import Study
 
 # Assumed FLOP/s of a worker before anything was recorded: a CPU core on tiny models, measured at 1.5e10 to 4e10 on a
 # 2020s server core; a GPU at 40% of an H100's dense bfloat16 peak of 9.9e14.
@@ -28,7 +29,7 @@ ASSUMED_GPU_FLOPS = 4e14
 
 @dataclass(frozen=True)
 class Price:
-    """A priced plan: one row a cell, and the totals. `speed` says what `seconds` rests on."""
+    """A priced plan: one row a cell, and the totals. `speed` says what `seconds` rests on; `note` what is not known yet."""
 
     rows: list[tuple[Any, ...]]
     runs: int
@@ -36,32 +37,41 @@ class Price:
     seconds: float
     workers: int
     speed: str
+    note: str | None = None
 
 
 def price(study: Study, database: Database, on_progress: Callable[[str, int, int | None], None] | None = None) -> Price:
-    """Return the priced plan of `study`. Raises `CorpusError` when the corpus cannot be read."""
+    """Return the priced plan of `study`. Raises `CorpusError` when the corpus cannot be read.
+
+    A corpus whose tokenizer comes from the hub with its `vocabulary` stated is not tokenized for a plan: that may take
+    hours and gigabytes, so nothing counts as recorded then.
+    """
     from dataeff.launch import check_budgets
 
-    spec = study.spec
-    tokens = build_tokens(spec.corpus, spec.tokenizer, study.directory, Store.beside(database.path), on_progress)
-    check_budgets(study, tokens)
-    try:
-        with database.read() as connection:
-            losses = queries.recorded_losses(connection, tokens.fingerprint)
-            speeds = queries.flops_per_second(connection)
-    except NotFoundError:  # no database yet: nothing is recorded
-        losses, speeds = {}, {}
-
-    def recorded(cell: Cell, point: Point, seed: int) -> float | None:
-        return losses.get(spec.run_spec(cell, point, seed, tokens.fingerprint, tokens.vocabulary).run_id)
-
+    spec, store, note = study.spec, Store.beside(database.path), None
+    losses: dict[str, float] = {}
+    speeds: dict[int, float] = {}
+    if spec.tokenizer.kind == "hugging_face" and spec.tokenizer.vocabulary:
+        demand = Demand(spec, "not tokenized", spec.tokenizer.vocabulary, 0)
+        note = "the corpus was not read: its size is not checked, and no run counts as recorded"
+    else:
+        tokens = build_tokens(spec.corpus, spec.tokenizer, study.directory, store, on_progress)
+        check_budgets(study, tokens)
+        demand = Demand(spec, tokens.fingerprint, tokens.vocabulary, tokens.separator)
+        try:
+            with database.read() as connection:
+                losses = queries.recorded_losses(connection, tokens.fingerprint)
+                speeds = queries.flops_per_second(connection)
+        except NotFoundError:  # no database yet: nothing is recorded
+            pass
+    facts = Facts(losses, store)
     assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
     workers = default_workers()
     rows, seconds, flops, runs = [], 0.0, 0.0, 0
-    for item in plan(spec, tokens.vocabulary, recorded):
+    for item in plan(demand, lambda cell, point: facts.value(demand, cell, point), facts.has):
         cell = item.cell
-        parameters = spec.model(cell.size, tokens.vocabulary).parameters_total
+        parameters = spec.model(cell.size, demand.vocabulary).parameters_total
         cell_seconds = item.flops_left / speeds.get(parameters, usual) / workers
         rows.append(
             (
@@ -81,4 +91,4 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
     said = (
         "median of the recorded runs of each size" if speeds else f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
     )
-    return Price(rows, runs, flops, seconds, workers, said)
+    return Price(rows, runs, flops, seconds, workers, said, note)

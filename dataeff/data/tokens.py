@@ -28,10 +28,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dataeff.data.corpora import Split, describe, sources, split
-from dataeff.errors import CorpusError
+from dataeff.errors import CorpusError, InputError
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
+from dataeff.specs.ensemble import SampleResult
 from dataeff.specs.identity import identity
-from dataeff.specs.result import Store
+from dataeff.specs.result import RunFolder, Store, load_fact
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -131,6 +132,18 @@ def open_tokens(folder: Path) -> Tokens:
         if not file.is_file() or file.stat().st_size != size:
             raise CorpusError(f"{file} is missing or not of its {size} bytes; remove {folder} and build the corpus again")
     return tokens
+
+
+def open_samples(folder: RunFolder) -> np.memmap:
+    """Return the sequences of a sampling, (sequences, context_length), read from disk as they are used.
+
+    Raises `CorpusError` when they are missing or not of the size they were written.
+    """
+    try:
+        facts = load_fact(SampleResult, folder.result)
+        return np.memmap(folder.tokens, dtype=facts.dtype, mode="r", shape=(facts.sequences, facts.context_length))
+    except (InputError, OSError, ValueError) as error:
+        raise CorpusError(f"the samples in {folder.path} cannot be read: {error}; move it away to draw them again") from error
 
 
 def built_tokens(store: Store) -> list[Tokens]:

@@ -11,29 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dataeff.specs.result import Outcome
+from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
+from dataeff.specs.result import Outcome, RunFolder, Store
 from dataeff.specs.run import RunSpec
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to train: what, into which run folder, from which token folder."""
+    """One run to train, ensemble to evaluate or text to sample: what, in which store, from which token folder."""
 
-    spec: RunSpec
-    folder: Path
+    spec: RunSpec | EnsembleSpec | SampleSpec
+    store: Store
     tokens: Path
     evaluations: int
 
     @property
-    def run_id(self) -> str:
-        return self.spec.run_id
+    def folder(self) -> RunFolder:
+        return self.store.folder_of(self.spec)
+
+    @property
+    def id(self) -> str:
+        return self.folder.id
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """A run under way. Losses in nats per token."""
+    """A job under way; steps of a sampling are its tokens. Losses in nats per token."""
 
-    run_id: str
+    id: str
     step: int
     steps: int
     tokens_per_second: float
@@ -44,7 +49,7 @@ class Progressed:
 class Ended:
     """A job's end. `outcome` finished or diverged means result.json is there; `trained` is False when it already was."""
 
-    run_id: str
+    id: str
     outcome: Outcome
     reason: str | None = None
     trained: bool = True

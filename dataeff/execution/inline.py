@@ -35,7 +35,7 @@ class InlineExecutor:
             return []
         job, happened = self._jobs.popleft(), []
         if self._stopped:
-            return [Ended(job.run_id, "preempted", "stopped before it started", trained=False)]
+            return [Ended(job.id, "preempted", "stopped before it started", trained=False)]
         happened.append(run_job(job, "auto", happened.append, lambda: self._stopped))
         return happened
 

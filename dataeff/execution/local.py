@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 
 from dataeff.execution.attempts import close_dead_attempts
 from dataeff.execution.base import Ended, Event, Job
-from dataeff.specs.result import RunFolder
 
 
 def usable_gpus() -> list[str]:
@@ -120,7 +119,7 @@ class LocalExecutor:
     def events(self, timeout: float) -> list[Event]:
         happened: list[Event] = []
         if self._stopped:
-            happened += [Ended(job.run_id, "preempted", "stopped before it started", trained=False) for job in self._jobs]
+            happened += [Ended(job.id, "preempted", "stopped before it started", trained=False) for job in self._jobs]
             self._jobs.clear()
             self._tell_to_stop()
         busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
@@ -140,7 +139,7 @@ class LocalExecutor:
         """Take a dead worker out of the pool and say how its job ended."""
         worker.process.join(timeout=5)
         self._workers.remove(worker)
-        folder = RunFolder(worker.job.folder)
+        folder = worker.job.folder
         try:
             with FileLock(folder.lock, timeout=1):
                 close_dead_attempts(folder)
@@ -148,7 +147,7 @@ class LocalExecutor:
             pass
         code = worker.process.exitcode
         hint = " (signal 9: often the system's out-of-memory killer)" if code == -9 else ""
-        return Ended(worker.job.run_id, "killed", f"worker process {worker.process.pid} ended with exit code {code}{hint}")
+        return Ended(worker.job.id, "killed", f"worker process {worker.process.pid} ended with exit code {code}{hint}")
 
     def stop(self) -> None:
         # May be called by a signal handler, in the middle of anything: the telling is left to the next `events()`.

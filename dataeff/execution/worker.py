@@ -14,12 +14,17 @@ from multiprocessing.connection import Connection
 import torch
 from filelock import FileLock, Timeout
 
-from dataeff.data.tokens import open_tokens
+from dataeff.data.tokens import open_samples, open_tokens
 from dataeff.errors import DataeffError
 from dataeff.execution.attempts import end_attempt, start_attempt
 from dataeff.execution.base import Ended, Event, Job, Progressed
+from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleResult, SampleSpec
 from dataeff.specs.result import RunFolder, RunResult, load_fact, write_atomically
+from dataeff.specs.run import RunSpec
+from dataeff.training.checkpoint import load_member
 from dataeff.training.device import describe_device, pick_device
+from dataeff.training.ensemble import evaluate_ensemble
+from dataeff.training.sample import sample
 from dataeff.training.trainer import OutOfMemory, Preempted, Progress, train
 
 
@@ -34,7 +39,7 @@ def use_one_thread() -> None:
 
 def run_job(job: Job, device: str, emit: Callable[[Event], None], should_stop: Callable[[], bool]) -> Ended:
     """Train `job` unless its result is there, and return how it ended."""
-    folder = RunFolder(job.folder)
+    folder = job.folder
     lock = FileLock(folder.lock)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -43,10 +48,10 @@ def run_job(job: Job, device: str, emit: Callable[[Event], None], should_stop: C
                 lock.acquire(timeout=0.5, poll_interval=0.02)
             except Timeout:
                 if should_stop():
-                    return Ended(job.run_id, "preempted", "stopped while another process trained the same run", trained=False)
+                    return Ended(job.id, "preempted", "stopped while another process was at the same job", trained=False)
         return _run_locked(job, folder, device, emit, should_stop)
     except (OSError, DataeffError) as error:
-        return Ended(job.run_id, "failed", f"the run folder {job.folder} cannot be used: {error}")
+        return Ended(job.id, "failed", f"the run folder {folder.path} cannot be used: {error}")
     finally:
         lock.release()
 
@@ -55,28 +60,19 @@ def _run_locked(
     job: Job, folder: RunFolder, device: str, emit: Callable[[Event], None], should_stop: Callable[[], bool]
 ) -> Ended:
     if folder.result.exists():
-        return Ended(job.run_id, load_fact(RunResult, folder.result).status, trained=False)
+        status = load_fact(RunResult, folder.result).status if isinstance(job.spec, RunSpec) else "finished"
+        return Ended(job.id, status, trained=False)
     write_atomically(folder.spec, job.spec.model_dump_json(indent=1))  # an attempt needs it to say what was tried
     attempt = start_attempt(
-        folder, job.run_id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)"
+        folder, job.id, f"{describe_device(pick_device(device))}, {torch.get_num_threads()} CPU thread(s)"
     )
 
     def report(progress: Progress) -> None:
-        emit(Progressed(job.run_id, progress.step, progress.steps, progress.tokens_per_second, progress.train_loss))
+        emit(Progressed(job.id, progress.step, progress.steps, progress.tokens_per_second, progress.train_loss))
 
     try:
-        tokens = open_tokens(job.tokens)
-        result = train(
-            job.spec,
-            folder,
-            tokens.train(job.spec.seed_tokens),
-            tokens.validation(job.spec.validation_sequences, job.spec.model.context_length),
-            device=device,
-            evaluations=job.evaluations,
-            on_progress=report,
-            should_stop=should_stop,
-        )
-        outcome, reason = result.status, result.reason
+        result = _work(job, device, report, should_stop)
+        outcome, reason = (result.status, result.reason) if isinstance(result, RunResult) else ("finished", None)
     except Preempted as error:
         outcome, reason = "preempted", str(error)
     except OutOfMemory as error:
@@ -85,7 +81,33 @@ def _run_locked(
         outcome, reason = "failed", f"{type(error).__name__}: {error}"
         write_atomically(folder.attempts / f"{attempt.number:04d}.txt", traceback.format_exc())
     end_attempt(folder, attempt, outcome, reason)
-    return Ended(job.run_id, outcome, reason)
+    return Ended(job.id, outcome, reason)
+
+
+def _work(
+    job: Job, device: str, report: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> RunResult | EnsembleResult | SampleResult:
+    spec, store, folder = job.spec, job.store, job.folder
+    if isinstance(spec, SampleSpec):
+        return sample(spec, folder, store, device=device, on_progress=report, should_stop=should_stop)
+    tokens = open_tokens(job.tokens)
+    if isinstance(spec, EnsembleSpec):
+        length = load_fact(RunSpec, store.run(spec.members[0]).spec).model.context_length
+        validation = tokens.validation(spec.validation_sequences, length)
+        return evaluate_ensemble(spec, folder, store, validation, device=device, should_stop=should_stop)
+    teachers = spec.teacher_logits.members if spec.teacher_logits else []
+    return train(
+        spec,
+        folder,
+        tokens.train(spec.seed_tokens),
+        tokens.validation(spec.validation_sequences, spec.model.context_length),
+        device=device,
+        evaluations=job.evaluations,
+        on_progress=report,
+        should_stop=should_stop,
+        synthetic=open_samples(store.samples(spec.synthetic.samples)) if spec.synthetic else None,
+        teachers=[load_member(store, member, pick_device(device)) for member in teachers],
+    )
 
 
 class _Controller:

@@ -2,38 +2,40 @@
 
 A search decides as it goes, so what is missing is an estimate: each cell's path is replayed over the recorded runs as
 far as they reach, and the rest is priced at the typical number of runs of a search on a grid of that many axes.
-Costs are FLOPs (see `ModelSpec.training_flops_per_token`) and hours at a stated speed.
+Costs are training FLOPs (see `ModelSpec.training_flops_per_token`); evaluating ensembles and sampling are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataeff.search.coordinate_descent import certificate, next_points, replay
+from dataeff.specs.demand import Demand, Optima
 from dataeff.specs.grid import Point
-from dataeff.specs.study import Cell, StudySpec
+from dataeff.specs.run import RunSpec
+from dataeff.specs.study import Cell
 
-Recorded = Callable[[Cell, Point, int], float | None]  # loss of the run of a cell's point under a seed
 
-
-def typical_runs(cell: Cell) -> int:
-    """Runs the search of a cell typically needs: the start, its neighbours on the tuned axes, and a move or two.
+def typical_points(cell: Cell) -> int:
+    """Points the search of a cell typically needs: the start, its neighbours on the tuned axes, and a move or two.
 
     A rule of thumb, not a bound: the quickstart's searches took 6.0 runs on two axes and 8.9 on three, on average.
     """
-    return 1 + 3 * sum(length > 1 for length in cell.grid.shape)
+    return min(cell.grid.size, 1 + 3 * sum(length > 1 for length in cell.grid.shape))
 
 
-def typical_flops(study: StudySpec, cell: Cell, vocabulary: int) -> float:
+def typical_flops(demand: Demand, cell: Cell) -> float:
     """Training FLOPs of a run in the middle of the cell's grid."""
-    epochs = cell.grid.values(cell.grid.middle)["epochs"]
-    return cell.seed_tokens * epochs * study.model(cell.size, vocabulary).training_flops_per_token
+    epochs, teacher = cell.grid.values(cell.grid.middle)["epochs"], demand.recipe(cell).teacher
+    synthetic = teacher.share if teacher and teacher.kind == "samples" and teacher.share < 1 else 0.0
+    tokens = cell.seed_tokens * epochs / (1 - synthetic)
+    return tokens * demand.study.model(cell.size, demand.vocabulary).training_flops_per_token
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell: runs its search has, runs it is likely to need still, and their training FLOPs."""
+    """One cell: points its search has, runs it is likely to need still, and their training FLOPs."""
 
     cell: Cell
     state: str  # waiting | new | open | boundary | certified
@@ -42,39 +44,41 @@ class CellPlan:
     flops_left: float
 
 
-def starts_of(cell: Cell, optima: Mapping[str, Mapping[str, float] | None], start: object) -> tuple[Point, ...]:
-    """Return where the search of `cell` starts, given the optima of the cells it waits for (None: they have none).
+def plan(
+    demand: Demand, value: Callable[[Cell, Point], float | None], has: Callable[[RunSpec], bool]
+) -> list[CellPlan]:
+    """Return the plan of every cell, in the order they can start. Nothing is trained.
 
-    `start` is the recipe's: "neighbour", "middle" or the values of a point. Optima come after it; with none, the middle.
+    `value` gives what a cell's search minimises at a point, None where that is not recorded; `has` whether a run is.
     """
-    found = [cell.grid.nearest(values) for other in cell.waits_for if (values := optima.get(other)) is not None]
-    if start == "middle":
-        found = [cell.grid.middle, *found]
-    elif isinstance(start, dict):
-        fixed = {name: values[0] for name, values in cell.grid.axes.items() if len(values) == 1}
-        found = [cell.grid.point({**fixed, **start}), *found]
-    return tuple(dict.fromkeys(found)) or (cell.grid.middle,)
-
-
-def plan(study: StudySpec, vocabulary: int, recorded: Recorded) -> list[CellPlan]:
-    """Return the plan of every cell, in the order they can start. Nothing is trained."""
-    optima: dict[str, Mapping[str, float] | None] = {}
+    optima: dict[str, dict[str, float] | None] = {}
+    teachers: dict[str, list[str]] = {}
     plans = []
-    width, limit = study.resources.points_in_flight, study.resources.max_runs_per_cell
-    for cell in study.cells:
+    width, limit = demand.study.resources.points_in_flight, demand.study.resources.max_runs_per_cell
+    for cell in demand.study.cells:
         results: dict[Point, float] = {}
-        state, repeats = "waiting", len(study.seeds) - 1
-        if all(other in optima for other in cell.waits_for):
-            starts = starts_of(cell, optima, study.recipes[cell.recipe].start)
-            results = replay(lambda point, cell=cell: recorded(cell, point, study.seeds[0]), cell.grid, starts, width, limit)
-            found = certificate(results, cell.grid)
+        state, ended = "waiting", False
+        repeats = len(demand.repeats(cell, cell.grid.middle))
+        if _can_start(cell, optima, teachers):
+            placed, starts, _ = demand.place(cell, optima)
+            if cell.teacher:
+                placed, _ = demand.taught(placed, teachers[cell.teacher])
+            results = replay(lambda point, placed=placed: value(placed, point), placed.grid, starts, width, limit)
+            found = certificate(results, placed.grid)
             state = found.state if results else "new"
-            if not next_points(results, cell.grid, starts, width=width, limit=limit):
-                optima[cell.id] = cell.grid.values(found.best) if found.best else None
-                missing = [seed for seed in study.seeds[1:] if found.best and recorded(cell, found.best, seed) is None]
+            if ended := not next_points(results, placed.grid, starts, width=width, limit=limit):
+                optima[cell.id] = placed.grid.values(found.best) if found.best else None
+                missing = [run for run in demand.repeats(placed, found.best) if not has(run)] if found.best else []
                 repeats = len(missing)
-        likely = min(cell.grid.size, limit or cell.grid.size, typical_runs(cell))
-        expected = repeats + (0 if cell.id in optima else max(1, likely - len(results)))
-        flops = expected * typical_flops(study, cell, vocabulary)
-        plans.append(CellPlan(cell, state, len(results), expected, flops))
+                if found.best and not missing:
+                    teachers[cell.id] = demand.member_names(placed, found.best)
+        each = len(demand.searched(cell, cell.grid.middle))
+        left = 0 if ended else max(1, min(limit or cell.grid.size, typical_points(cell)) - len(results))
+        expected = left * each + (repeats if ended or each == 1 else 0)
+        plans.append(CellPlan(cell, state, len(results), expected, expected * typical_flops(demand, cell)))
     return plans
+
+
+def _can_start(cell: Cell, optima: Optima, teachers: dict[str, list[str]]) -> bool:
+    starts = all(other in optima for other in (cell.neighbour, cell.base) if other)
+    return starts and (cell.teacher is None or cell.teacher in teachers)

@@ -1,8 +1,8 @@
 """From run folders and studies to rows, inside a write transaction that the caller opened.
 
 A run is an immutable fact: its row, metrics, evaluations and artifacts are written once and never changed, so ingesting
-a folder again changes nothing. An attempt's row changes until it has ended. Rows travel as one JSON text a table and
-become typed rows in DuckDB, set by set. Nothing here reads weights or decides what is trained.
+a folder again changes nothing. So are an ensemble and a sampling. An attempt's row changes until it has ended. Rows travel
+as one JSON text a table and become typed rows in DuckDB, set by set. Nothing here reads weights or decides what is trained.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
 from dataeff.errors import InputError
+from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleResult, SampleSpec
 from dataeff.specs.result import Attempt, RunFolder, RunResult, load_fact
-from dataeff.specs.run import RunSpec
+from dataeff.specs.run import RunSpec, Spec
+
+Fact = TypeVar("Fact", EnsembleResult, SampleResult)
 
 _CURVES = """
     INSERT INTO metric BY NAME
@@ -57,7 +60,7 @@ def ingest(
            reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome""",
     )
     ids = [spec.run_id for _, spec, _ in runs]
-    known = {run for (run,) in connection.execute("SELECT run_id FROM run WHERE list_contains($1, run_id)", [ids]).fetchall()}
+    known = _known(connection, "run", ids)
     new = {spec.run_id: (folder, spec, result) for folder, spec, result in runs if spec.run_id not in known}
     _insert(connection, "run", [_run_row(spec, result, corpus_names or {}) for _, spec, result in new.values()])
     _insert(connection, "evaluation", [row for _, _, result in new.values() for row in _evaluation_rows(result)])
@@ -66,6 +69,23 @@ def ingest(
         curves = [{"run_id": result.run_id, "curve": result.curve.model_dump(mode="json")} for _, _, result in new.values()]
         connection.execute(_CURVES, {"results": json.dumps(curves)})
     return len(new)
+
+
+def ingest_ensembles(connection: duckdb.DuckDBPyConnection, folders: Iterable[RunFolder]) -> int:
+    """Record the ensembles whose folders hold a result; return how many are new. Raises as `ingest` does."""
+    new = _record_facts(connection, "ensemble", folders, EnsembleSpec, EnsembleResult)
+    rows = [
+        {"ensemble_id": result.ensemble_id, "number": number, **loss.model_dump(mode="json")}
+        for result in new
+        for number, loss in enumerate(result.losses)
+    ]
+    _insert(connection, "ensemble_loss", rows)
+    return len(new)
+
+
+def ingest_samples(connection: duckdb.DuckDBPyConnection, folders: Iterable[RunFolder]) -> int:
+    """Record the samplings whose folders hold a result; return how many are new. Raises as `ingest` does."""
+    return len(_record_facts(connection, "sample", folders, SampleSpec, SampleResult))
 
 
 def record_study(
@@ -109,6 +129,11 @@ def record_trials(connection: duckdb.DuckDBPyConnection, trials: Iterable[Mappin
     _insert(connection, "trial", list(trials), "ON CONFLICT DO NOTHING")
 
 
+def record_cell_ensembles(connection: duckdb.DuckDBPyConnection, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Record which ensemble was evaluated at which point of a cell, each a mapping of every column of `cell_ensemble`."""
+    _insert(connection, "cell_ensemble", list(rows), "ON CONFLICT DO NOTHING")
+
+
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]], on_conflict: str = "") -> None:
     """Insert rows, mappings of the same columns, in one statement, with the types the table declares."""
     if not rows:
@@ -119,6 +144,37 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mappin
         f"INSERT INTO {table} BY NAME SELECT unnest(from_json_strict($rows, '{structure}'), max_depth := 2) {on_conflict}",
         {"rows": json.dumps(rows, default=_json, allow_nan=False)},
     )
+
+
+def _known(connection: duckdb.DuckDBPyConnection, table: str, ids: list[str]) -> set[str]:
+    """Return those of `ids` that the table has rows of."""
+    found = connection.execute(f"SELECT {table}_id FROM {table} WHERE list_contains($1, {table}_id)", [ids]).fetchall()
+    return {row[0] for row in found}
+
+
+def _record_facts(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    folders: Iterable[RunFolder],
+    spec_type: type[Spec],
+    result_type: type[Fact],
+) -> list[Fact]:
+    """Insert a row of `table`, what spec and result say of its columns, for each folder that is new; return those results."""
+    columns = [name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()]
+    results, rows = {}, {}
+    for folder in folders:
+        if not folder.result.exists():
+            continue
+        spec, result = load_fact(spec_type, folder.spec), load_fact(result_type, folder.result)
+        wanted, found = getattr(spec, f"{table}_id"), getattr(result, f"{table}_id")
+        if not folder.path.name == wanted == found:
+            raise InputError(f"{folder.path} holds {table} {found} by the spec of {wanted}; move the folder back, or away")
+        results[found] = result
+        values = spec.model_dump(mode="json") | result.model_dump(mode="json") | {"recorded_at": datetime.now(UTC)}
+        rows[found] = {name: values[name] for name in columns}
+    new = rows.keys() - _known(connection, table, list(rows))
+    _insert(connection, table, [row for id_, row in rows.items() if id_ in new])
+    return [result for id_, result in results.items() if id_ in new]
 
 
 def _json(value: object) -> object:
@@ -146,12 +202,15 @@ def _run_row(spec: RunSpec, result: RunResult, corpus_names: Mapping[str, str]) 
     declared = spec.model_dump(mode="json")
     ours = {"corpus", "seed_tokens", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout", "order", "precision"}
     ours |= {"train_seed", "data_seed", "trainer_version"}
-    shape = {"hidden", "layers", "heads", "kv_heads", "feed_forward", "vocabulary", "context_length"}
+    shape = {"hidden", "layers", "heads", "kv_heads", "feed_forward", "vocabulary", "context_length", "experts", "loops"}
     row = result.model_dump(mode="json", exclude={"evaluations", "curve", "weights_bytes", "val_loss"})
     return {
         **row,
         **{name: declared[name] for name in ours},
         **{name: declared["model"][name] for name in shape},
+        "parameters_active": spec.model.parameters_active,
+        "synthetic_share": spec.synthetic.share if spec.synthetic else None,
+        "samples": spec.synthetic.samples if spec.synthetic else None,
         "val_loss": result.val_loss if result.status == "finished" else None,
         "corpus_name": corpus_names.get(spec.corpus),
         "started_at": result.started_at,

@@ -1,8 +1,8 @@
 """The tables as SQLModel classes: the declared schema, and what `Database.session()` returns rows of.
 
 The schema itself is created by `db/migrations/*.sql`; a test holds the two together. Meanings and units of every
-column are in `db/README.md`. Rows are written in bulk by plain SQL, never through these classes. `metric` and
-`evaluation` have a primary key here alone: DuckDB keeps no index over them.
+column are in `db/README.md`. Rows are written in bulk by plain SQL, never through these classes. `metric`, `evaluation`
+and `ensemble_loss` have a primary key here alone: DuckDB keeps no index over them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, TIMESTAMP, BigInteger, Double, Integer
+from sqlalchemy import ARRAY, JSON, TIMESTAMP, BigInteger, Double, Integer, String
 from sqlmodel import Field, SQLModel
 
 
@@ -89,6 +89,11 @@ class Run(SQLModel, table=True):
     ended_at: datetime = _time()
     spec: dict[str, Any] = Field(sa_type=JSON)
     recorded_at: datetime = _time()
+    parameters_active: int = _count()
+    experts: int = _count()
+    loops: int = _count()
+    synthetic_share: float | None = _real()
+    samples: str | None
 
 
 class Metric(SQLModel, table=True):
@@ -147,6 +152,11 @@ class Cell(SQLModel, table=True):
     study: str
     recipe: str
     recipe_limit: str
+    objective: str
+    averaging: str
+    members: int = _count()
+    base: str | None
+    teacher: str | None
     seed_tokens: int = _count()
     size: str
     parameters_total: int = _count()
@@ -154,6 +164,7 @@ class Cell(SQLModel, table=True):
     axes: dict[str, list[float]] = Field(sa_type=JSON)
     shape: list[int] = Field(sa_type=ARRAY(Integer))
     starts: list[list[int]] = Field(sa_type=JSON)
+    note: str | None
     search_ended_at: datetime | None = _time()
     search_stopped: str | None
 
@@ -175,3 +186,55 @@ class Artifact(SQLModel, table=True):
     name: str = Field(primary_key=True)
     path: str
     bytes: int = _count()
+
+
+class Ensemble(SQLModel, table=True):
+    __tablename__ = "ensemble"
+
+    ensemble_id: str = Field(primary_key=True)
+    corpus: str
+    members: list[str] = Field(sa_type=ARRAY(String))
+    validation_sequences: int = _count()
+    precision: str
+    wall_seconds: float = _real()
+    device: str
+    recorded_at: datetime = _time()
+
+
+class EnsembleLoss(SQLModel, table=True):
+    __tablename__ = "ensemble_loss"
+
+    ensemble_id: str = Field(primary_key=True)
+    number: int = _count(primary_key=True)
+    averaging: str
+    subset: list[int] = Field(sa_type=ARRAY(Integer))
+    val_loss: float | None = _real()
+
+
+class CellEnsemble(SQLModel, table=True):
+    __tablename__ = "cell_ensemble"
+
+    cell_id: str = Field(primary_key=True)
+    ensemble_id: str = Field(primary_key=True)
+    number: int = _count()
+    coordinates: list[int] = Field(sa_type=ARRAY(Integer))
+
+
+class Sample(SQLModel, table=True):
+    __tablename__ = "sample"
+
+    sample_id: str = Field(primary_key=True)
+    members: list[str] = Field(sa_type=ARRAY(String))
+    pool: str
+    sequences: int = _count()
+    context_length: int = _count()
+    temperature: float = _real()
+    top_p: float = _real()
+    seed: int = _count()
+    fingerprint: str
+    cross_entropy: float = _real()
+    entropy: float = _real()
+    tokens_per_second: float = _real()
+    wall_seconds: float = _real()
+    device: str
+    recorded_at: datetime = _time()

@@ -42,7 +42,9 @@ class TokenizerSpec(Spec):
     """Byte-level BPE trained on the training documents, a `tokenizer.json`, or a named one from the Hugging Face hub."""
 
     kind: Literal["bpe", "file", "hugging_face"] = "bpe"
-    vocabulary: int | None = Field(default=None, ge=257, description="for bpe: tokens, the 256 bytes and <|endoftext|> included")
+    vocabulary: int | None = Field(
+        default=None, ge=257, description="for bpe: tokens, with the 256 bytes and <|endoftext|>; for hugging_face: for `plan`"
+    )
     path: str | None = Field(default=None, description="for file: a tokenizer.json")
     name: str | None = Field(default=None, description="for hugging_face: such as meta-llama/Llama-3.1-8B")
 
@@ -50,6 +52,8 @@ class TokenizerSpec(Spec):
     def _what_the_kind_needs(self) -> TokenizerSpec:
         needed = {"bpe": "vocabulary", "file": "path", "hugging_face": "name"}[self.kind]
         for key in ("vocabulary", "path", "name"):
+            if self.kind == "hugging_face" and key == "vocabulary":
+                continue
             if (getattr(self, key) is not None) != (key == needed):
                 raise ValueError(f"kind = '{self.kind}' needs {needed} and nothing else; {key} is {getattr(self, key)!r}")
         return self

@@ -24,6 +24,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dataeff.errors import InputError
+from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
+from dataeff.specs.run import RunSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -102,6 +104,10 @@ class RunFolder:
     path: Path
 
     @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
     def spec(self) -> Path:
         return self.path / "spec.json"
 
@@ -159,6 +165,12 @@ class Store:
 
     def samples(self, sample_id: str) -> RunFolder:
         return RunFolder(self.path / "samples" / sample_id)
+
+    def folder_of(self, spec: RunSpec | EnsembleSpec | SampleSpec) -> RunFolder:
+        """Return the folder of what a spec decides; its name is the identity of the spec."""
+        if isinstance(spec, RunSpec):
+            return self.run(spec.run_id)
+        return self.ensemble(spec.ensemble_id) if isinstance(spec, EnsembleSpec) else self.samples(spec.sample_id)
 
     def weights(self, member: str) -> Path:
         """Return the weights of a member: those a run ended with, or for `RUN@2` those of its second snapshot."""

@@ -1,8 +1,9 @@
 """StudySpec: one question, declared. A TOML file or Python builds the same value.
 
 A study spans cells: (recipe, seed tokens, size). Each cell is tuned on the recipe's grid, starting from where a
-neighbouring cell ended. Which points a cell asks for depends on the study and on the losses alone, never on timing, so
-a study that was killed and started again trains the same runs.
+neighbouring cell ended; an axis that a recipe does not tune is fixed, or follows the optimum of the recipe it builds on.
+Which points a cell asks for depends on the study and on the losses alone, never on timing, so a study that was killed
+and started again trains the same runs. Which runs those are is for `dataeff.specs.demand` to say.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,22 +21,30 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.grid import Grid, Point
+from dataeff.specs.ensemble import Averaging
+from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json
 from dataeff.specs.run import (
     PRESETS,
-    TRAINER_VERSION,
     ModelSpec,
     RunSpec,
     SizeSpec,
     Spec,
+    Synthetic,
+    TeacherLogits,
     TrainingSpec,
     require_whole_steps,
 )
 
 REQUIRED_AXES = ("lr", "weight_decay", "epochs")
-AXES = (*REQUIRED_AXES, "batch_size", "warmup_fraction", "gradient_clip", "beta1", "beta2", "dropout")
+AXES = (
+    *REQUIRED_AXES,
+    *("batch_size", "warmup_fraction", "gradient_clip", "beta1", "beta2", "dropout", "decay_fraction", "ema", "swa_fraction"),
+    *("z_loss", "label_smoothing", "balance_loss"),
+)
 WHOLE_AXES = ("epochs", "batch_size")
+SHARED_TRAINING = ("context_length", "rope_theta", "validation_sequences", "precision")
+FEWEST_MEMBERS = 3  # a law over K with three parameters needs as many
 
 
 def _preset(value: object) -> object:
@@ -68,17 +78,75 @@ class StudyTraining(TrainingSpec):
     rope_theta: float = Field(default=10_000.0, gt=0)
 
 
+def _factor(value: object) -> object:
+    """Read `"x 2"` as 2."""
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*x\s*([0-9.eE+-]+)\s*", value)):
+        return float(found.group(1))
+    if isinstance(value, str):
+        raise ValueError(f'{value!r} is no change; write a factor, such as "x 2" or "x 0.5"')
+    return value
+
+
+class TeacherSpec(Spec):
+    """Who teaches a recipe's runs: the members of another recipe's optimum at the same D."""
+
+    recipe: str
+    size: str | None = Field(default=None, description="of the teacher; the student's own unless given")
+    kind: Literal["samples", "logits"] = Field(
+        default="samples", description="train on its samples, or match its logits on the real tokens"
+    )
+    share: float = Field(default=0.5, gt=0, le=1, description="samples: of the tokens of an epoch; 1 is synthetic text alone")
+    tokens_per_seed_token: float = Field(default=4.0, gt=0, description="samples: tokens drawn, over D; used again when used up")
+    pool: Literal["members", "joint"] = Field(default="members", description="samples: each member draws, or all together")
+    temperature: float = Field(default=1.0, gt=0, description="of the samples, or of both softmaxes that are matched")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="samples: nucleus; 1 is off")
+    weight: float = Field(default=0.5, gt=0, le=1, description="logits: of the matching, beside the cross-entropy")
+
+
 class RecipeSpec(Spec):
-    """A named way to train. Every axis of the study's grid is tuned but for those in `fixed`."""
+    """A named way to train. Every axis of the study's grid is tuned, but for those in `fixed` and those not in `tune`,
+    which follow the optimum of `base`, times their `change`.
+    """
 
     fixed: dict[str, float] = Field(default_factory=dict, description="axes held at one value")
-    limit: Literal["best", "N"] = Field(
-        default="N", description="the recipe's limit at each D: its best over N, or the asymptote in N"
+    tune: list[str] | None = Field(default=None, description="axes that are tuned; all that are not fixed unless given")
+    base: str | None = Field(
+        default=None, description="recipe whose optimum in the same (D, N) is followed, and where the search starts as well"
+    )
+    change: dict[str, Annotated[float, BeforeValidator(_factor)]] = Field(
+        default_factory=dict, description='of the base\'s optimum before it is used, such as { epochs = "x 2" }'
     )
     start: Literal["neighbour", "middle"] | dict[str, float] = Field(
         default="neighbour", description="where a cell's search starts: a neighbour cell's optimum, the middle, or a point"
     )
-    base: str | None = Field(default=None, description="recipe whose optimum in the same (D, N) is a second starting point")
+    training: dict[str, Any] = Field(default_factory=dict, description="keys of [training] that this recipe sets otherwise")
+    sizes: list[str] | None = Field(default=None, description="names of the study's sizes; all unless given")
+    members: int = Field(default=1, ge=1, description="K: runs of one point that are judged together, the tuned one first")
+    vary: Literal["both", "train_seed", "data_seed", "snapshot"] = Field(
+        default="both", description="what members differ in: seeds, or the cycles of one run"
+    )
+    averaging: Averaging = Field(default="logits", description="of the members' logits, probabilities or weights")
+    objective: Literal["single", "K"] = Field(
+        default="single", description="what is tuned: the loss of one run, or the limit of its members as K grows"
+    )
+    teacher: TeacherSpec | None = None
+    limit: Literal["best", "N", "K", "K then N"] = Field(
+        default="N",
+        description="the recipe's limit at each D: best over N, asymptote in N, best over N of the asymptotes in K, or "
+        "the asymptote in N of those",
+    )
+
+    @model_validator(mode="after")
+    def _enough_members(self) -> RecipeSpec:
+        for key, value in (("limit", self.limit), ("objective", self.objective)):
+            if value.startswith("K") and self.members < FEWEST_MEMBERS:
+                raise ValueError(
+                    f"{key} '{value}' is a law over K with three parameters, and members is {self.members}; "
+                    f"set members to {FEWEST_MEMBERS} or more"
+                )
+        if self.change and not self.base:
+            raise ValueError(f"change {self.change} is of a base's optimum, and there is no base; name one")
+        return self
 
     @field_validator("fixed")
     @classmethod
@@ -152,60 +220,121 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         if self.baseline not in self.recipes:
             raise ValueError(f"baseline '{self.baseline}' is not a recipe; {nearest(self.baseline, self.recipes)}")
-        for name, recipe in self.recipes.items():
-            if recipe.base is not None and (recipe.base not in self.recipes or recipe.base == name):
-                others = [r for r in self.recipes if r != name]
-                raise ValueError(f"recipes.{name}: base '{recipe.base}' is not another recipe; {nearest(recipe.base, others)}")
-            if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
-                raise ValueError(
-                    f"recipes.{name}: {', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed"
-                )
-            if isinstance(recipe.start, dict):
-                names = self.grid_of(name).names
-                if unknown := [axis for axis in recipe.start if axis not in names]:
-                    raise ValueError(f"recipes.{name}.start: {unknown[0]} is not on the grid; {nearest(unknown[0], names)}")
-                try:
-                    self.grid_of(name).point({**recipe.fixed, **recipe.start})
-                except OffGridError as error:
-                    raise ValueError(f"recipes.{name}.start: {error}") from None
-            for seed_tokens in self.seed_tokens:
-                batch_sizes = self.grid_of(name).axes.get("batch_size", (self.training.batch_size,))
-                for batch_size in batch_sizes:
-                    require_whole_steps(seed_tokens, int(batch_size), self.training.context_length)
+        for name in self.recipes:
+            try:
+                self._check_recipe(name)
+            except ValueError as error:
+                raise ValueError(f"recipes.{name}{'' if str(error).startswith('.') else ': '}{error}") from None
+            training = self.training_of(name)
+            for batch_size in self.grid_of(name).axes.get("batch_size", (training.batch_size,)):
+                for seed_tokens in self.seed_tokens:
+                    require_whole_steps(seed_tokens, int(batch_size), training.context_length)
         self._recipe_order()
         return self
 
+    def _check_recipe(self, name: str) -> None:
+        """Raise `ValueError`, without the recipe's name, for what is wrong between it and the rest of the study."""
+        recipe, own = self.recipes[name], self.size_names(name)
+        free = [axis for axis in self.grid if axis not in recipe.fixed]
+        if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
+            raise ValueError(f"{', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed")
+        for key, other in (("base", recipe.base), ("teacher", recipe.teacher and recipe.teacher.recipe)):
+            if other is None:
+                continue
+            if other not in self.recipes or other == name:
+                others = [r for r in self.recipes if r != name]
+                raise ValueError(f"{key} '{other}' is not another recipe; {nearest(other, others)}")
+            wanted = [recipe.teacher.size] if key == "teacher" and recipe.teacher.size else own
+            if lacking := [size for size in wanted if size not in self.size_names(other)]:
+                raise ValueError(f"{key} '{other}' has no size {lacking[0]}; {nearest(lacking[0], self.size_names(other))}")
+        for axis in recipe.tune or ():
+            if axis not in free:
+                raise ValueError(f".tune: '{axis}' is not on the grid, or fixed; {nearest(axis, free)}")
+        followed = [axis for axis in free if recipe.tune is not None and axis not in recipe.tune]
+        if followed and not recipe.base:
+            raise ValueError(f"{', '.join(followed)} is neither tuned nor fixed, and there is no base to follow; add one")
+        for axis in recipe.change:
+            if axis not in free:
+                raise ValueError(f".change: '{axis}' is not on the grid, or fixed; {nearest(axis, free)}")
+        if isinstance(recipe.start, dict):
+            names = self.grid_of(name).names
+            if unknown := [axis for axis in recipe.start if axis not in names]:
+                raise ValueError(f".start: {unknown[0]} is not on the grid; {nearest(unknown[0], names)}")
+            try:
+                self.grid_of(name).point({**recipe.fixed, **recipe.start})
+            except OffGridError as error:
+                raise ValueError(f".start: {error}") from None
+        try:
+            training = self.training_of(name)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(map(str, problem["loc"]))
+            rule = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                rule = f"unknown key; {nearest(key, StudyTraining.model_fields)}"
+            raise ValueError(f".training: {key}: {rule}") from None
+        if recipe.vary == "snapshot" and training.cycles != recipe.members:
+            raise ValueError(f"members {recipe.members} are snapshots of {training.cycles} cycles; set both to one number")
     def _recipe_order(self) -> list[str]:
-        """Recipe names with every base before what builds on it. Raises ValueError on a circle."""
+        """Recipe names, each after its base and its teacher. Raises ValueError on a circle."""
         ordered: list[str] = []
         while len(ordered) < len(self.recipes):
-            ready = [n for n, r in self.recipes.items() if n not in ordered and (r.base is None or r.base in ordered)]
+            needs = {n: {r.base, r.teacher.recipe if r.teacher else None} - {None} for n, r in self.recipes.items()}
+            ready = [n for n in self.recipes if n not in ordered and needs[n] <= set(ordered)]
             if not ready:
                 circle = [n for n in self.recipes if n not in ordered]
-                raise ValueError(f"recipes {circle} build on one another in a circle; let one have no base")
+                raise ValueError(f"recipes {circle} build on one another in a circle; let one have no base and no teacher")
             ordered += ready
         return ordered
 
+    def size_names(self, recipe: str) -> list[str]:
+        """Return the names of a recipe's sizes. Raises `ValueError` for one that the study does not have."""
+        names, chosen = [size.name for size in self.sizes], self.recipes[recipe].sizes
+        if unknown := [size for size in chosen or () if size not in names]:
+            raise ValueError(f".sizes: the study has no size '{unknown[0]}'; {nearest(unknown[0], names)}")
+        return names if chosen is None else [name for name in names if name in chosen]
+
+    def training_of(self, recipe: str) -> StudyTraining:
+        """Return the `[training]` table with what the recipe sets otherwise. Raises `ValueError` for what all must share."""
+        if shared := [key for key in SHARED_TRAINING if key in self.recipes[recipe].training]:
+            raise ValueError(f".training: {shared[0]} is the same for all recipes; set it in [training]")
+        return StudyTraining.model_validate({**self.training.model_dump(), **self.recipes[recipe].training})
+
     def grid_of(self, recipe: str) -> Grid:
-        """Return the grid a recipe is tuned on: the study's, with the fixed axes at their one value."""
-        fixed = self.recipes[recipe].fixed
-        names = [*self.grid, *(axis for axis in fixed if axis not in self.grid)]
-        return Grid({name: (fixed[name],) if name in fixed else tuple(self.grid[name]) for name in names})
+        """Return the grid a recipe is tuned on: the study's, with the fixed axes at their one value. An axis that follows
+        the base's optimum stands at the middle of the study's axis until that is known.
+        """
+        chosen = self.recipes[recipe]
+        axes: dict[str, tuple[float, ...]] = {}
+        for name in [*self.grid, *(axis for axis in chosen.fixed if axis not in self.grid)]:
+            if name in chosen.fixed:
+                axes[name] = (chosen.fixed[name],)
+            elif chosen.tune is None or name in chosen.tune:
+                axes[name] = tuple(self.grid[name])
+            else:
+                values = self.grid[name]
+                axes[name] = (changed(name, values[(len(values) - 1) // 2], chosen.change),)
+        return Grid(axes)
 
     @property
     def cells(self) -> list[Cell]:
         """Every cell, each after the cells whose optimum it starts from."""
         found: list[Cell] = []
         for recipe in self._recipe_order():
+            grid, chosen = self.grid_of(recipe), self.recipes[recipe]
+            sizes = [size for size in self.sizes if size.name in self.size_names(recipe)]
             for d, seed_tokens in enumerate(self.seed_tokens):
-                for n, size in enumerate(self.sizes):
-                    waits_for = []
-                    if self.recipes[recipe].start == "neighbour" and (n or d):
-                        neighbour = (seed_tokens, self.sizes[n - 1]) if n else (self.seed_tokens[d - 1], size)
-                        waits_for.append(cell_id(self.name, recipe, neighbour[0], neighbour[1].name))
-                    if base := self.recipes[recipe].base:
-                        waits_for.append(cell_id(self.name, base, seed_tokens, size.name))
-                    found.append(Cell(self.name, recipe, seed_tokens, size, self.grid_of(recipe), tuple(waits_for)))
+                for n, size in enumerate(sizes):
+                    neighbour = base = teacher = None
+                    if chosen.start == "neighbour" and (n or d) and grid.size > 1:
+                        at = (seed_tokens, sizes[n - 1]) if n else (self.seed_tokens[d - 1], size)
+                        neighbour = cell_id(self.name, recipe, at[0], at[1].name)
+                    if chosen.base:
+                        base = cell_id(self.name, chosen.base, seed_tokens, size.name)
+                    if chosen.teacher:
+                        taught_by = chosen.teacher.size or size.name
+                        teacher = cell_id(self.name, chosen.teacher.recipe, seed_tokens, taught_by)
+                    found.append(Cell(self.name, recipe, seed_tokens, size, grid, neighbour, base, teacher))
         return found
 
     def model(self, size: SizeSpec, vocabulary: int) -> ModelSpec:
@@ -217,22 +346,11 @@ class StudySpec(Spec):
             **size.model_dump(exclude={"name"}),
         )
 
-    def run_spec(self, cell: Cell, point: Point, seed: int, corpus: str, vocabulary: int) -> RunSpec:
-        """Return the run at `point` of `cell`, with `seed` as train seed and data seed, on the corpus of that fingerprint."""
-        shared = self.training.model_dump(exclude={"context_length", "rope_theta"})
-        axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
-        return RunSpec(
-            **{
-                **shared,
-                **axes,
-                "trainer_version": TRAINER_VERSION,
-                "corpus": corpus,
-                "seed_tokens": cell.seed_tokens,
-                "model": self.model(cell.size, vocabulary),
-                "train_seed": seed,
-                "data_seed": seed,
-            }
-        )
+
+def changed(axis: str, value: float, change: Mapping[str, float]) -> float:
+    """Return an optimum's value times its change; of an axis of whole numbers the nearest one, at least 1."""
+    value = value * change.get(axis, 1.0)
+    return float(max(1, round(value))) if axis in WHOLE_AXES else value
 
 
 def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
@@ -249,7 +367,10 @@ class Cell:
     seed_tokens: int
     size: SizeSpec
     grid: Grid
-    waits_for: tuple[str, ...]  # cells whose optima are its starting points
+    neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
+    base: str | None = None  # id of the cell whose optimum is followed
+    teacher: str | None = None  # id of the cell whose members teach
+    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
 
     @property
     def id(self) -> str:

@@ -1,6 +1,6 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in safetensors and JSON, never pickle.
 
-    checkpoint/<step>.safetensors   parameters and optimiser state
+    checkpoint/<step>.safetensors   parameters, their average where the run keeps one, and optimiser state
     checkpoint/state.json           the step, the curve so far, times; the name and SHA-256 of the tensors' file
 
 The JSON is renamed into place last, so whatever is killed when, it names a whole file of tensors. There is no random
@@ -44,7 +44,7 @@ class State(BaseModel):
     evaluations: list[Evaluation] = []
     losses: list[float] = []  # of the steps since the last entry of the curve
     gradient_norms: list[float] = []
-    tenth_sum: float = 0.0  # train losses of this tenth of the run, for the divergence rule
+    tenth_sum: float = 0.0  # train losses of this tenth of a cycle, for the divergence rule
     tenth_steps: int = 0
     wall_seconds: float = 0.0
     training_seconds: float = 0.0  # without evaluations and checkpoints
@@ -87,9 +87,12 @@ def load_member(store: Store, member: str, device: torch.device) -> Decoder:
     return model.to(device).eval().requires_grad_(False)
 
 
-def save_checkpoint(folder: Path, state: State, model: Decoder, optimizers: list[Optimizer]) -> None:
+def save_checkpoint(
+    folder: Path, state: State, model: Decoder, optimizers: list[Optimizer], averaged: Decoder | None = None
+) -> None:
     """Write a checkpoint into `folder` and remove the one before it. A kill at any moment leaves one of the two whole."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    models = {"model": model, "averaged": averaged}
+    tensors = {f"{kind}.{name}": weight for kind, one in models.items() if one for name, weight in one.state_dict().items()}
     for i, optimizer in enumerate(optimizers):
         for j, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in values.items()}
@@ -102,10 +105,12 @@ def save_checkpoint(folder: Path, state: State, model: Decoder, optimizers: list
             other.unlink()
 
 
-def load_checkpoint(folder: Path, run_id: str, model: Decoder, optimizers: list[Optimizer]) -> State:
-    """Put the checkpoint in `folder` into `model` and `optimizers` and return where the run stands.
+def load_checkpoint(
+    folder: Path, run_id: str, model: Decoder, optimizers: list[Optimizer], averaged: Decoder | None = None
+) -> State:
+    """Put the checkpoint in `folder` into the models and `optimizers` and return where the run stands.
 
-    Raises `CheckpointError`, with model and optimisers untouched, where it is damaged or of another run.
+    Raises `CheckpointError`, with models and optimisers untouched, where it is damaged or of another run.
     """
     try:
         header = json.loads((folder / "state.json").read_text())
@@ -117,7 +122,9 @@ def load_checkpoint(folder: Path, run_id: str, model: Decoder, optimizers: list[
         tensors = load_file(path)
     except (OSError, ValueError, KeyError, TypeError, ValidationError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error!r}; remove it to start afresh") from error
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    for kind, one in (("model.", model), ("averaged.", averaged)):
+        if one:
+            one.load_state_dict({name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)})
     for i, optimizer in enumerate(optimizers):
         held: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():

@@ -2,10 +2,10 @@
 
 Pre-norm residual blocks of RMSNorm, rotary grouped-query attention and SwiGLU; no biases; the output head is not
 tied to the embedding. Modules, weight names and layouts are those of Hugging Face's `LlamaForCausalLM`, so a state
-dict of one loads into the other. Every sequence is self-contained: T tokens in, T - 1 predictions out.
-It does not generate text, keep a cache of keys and values, or know how it is trained.
+dict of one loads into the other; those of a mixture of experts are OLMoE's on disk. Every sequence is self-contained:
+T tokens in, T - 1 predictions out. It does not draw tokens or know how it is trained.
 
-Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size, V vocabulary.
+Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size, V vocabulary, E experts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Linear(nn.Linear):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.large and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        if self.large and x.device.type == "cpu" and x.numel() and not torch.is_autocast_enabled("cpu"):  # oneDNN refuses 0 rows
             return OneDNNLinear.apply(x, self.weight)
         return F.linear(x, self.weight)
 
@@ -96,6 +96,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+class Cache:
+    """Keys and values, (B, K, T, D), of the tokens so far, for one application of one layer's attention."""
+
+    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+        self.keys, self.values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append those of new tokens (B, K, t, D) and return those of all tokens."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = k, v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
 class Attention(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -105,12 +119,17 @@ class Attention(nn.Module):
         self.v_proj = Linear(spec.hidden, spec.kv_heads * spec.head_size)
         self.o_proj = Linear(spec.heads * spec.head_size, spec.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
         split = (*x.shape[:2], -1, self.head_size)
         q = rotate(self.q_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, H, T, D)
         k = rotate(self.k_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(split).transpose(1, 2)  # (B, K, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)  # (B, H, T, D)
+        mask = None
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            new, held = x.shape[1], cache.length
+            mask = torch.ones(new, held, dtype=torch.bool, device=x.device).tril(held - new) if new > 1 else None
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=cache is None, enable_gqa=self.grouped)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -125,25 +144,62 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Experts(nn.Module):
+    """A mixture of experts: k of E feed-forwards a token, those its router scores highest, weighted by the softmax of
+    their k scores, as Mixtral has it (arXiv 2401.04088, section 2.1). No token is dropped.
+
+    Its second output is the load-balancing loss of the Switch Transformer (arXiv 2101.03961, eq. 4-6) without coefficient,
+    E * sum_i f_i P_i: f_i is the share of the choices that fell on expert i, P_i its mean probability; 1 where all are even.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.chosen = spec.experts_per_token
+        self.gate = Linear(spec.hidden, spec.experts)
+        self.experts = nn.ModuleList(FeedForward(spec) for _ in range(spec.experts))
+
+    @torch.compiler.disable  # how many tokens an expert gets is known only from the data
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.flatten(0, -2)  # (N, C)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 routing is unstable: Switch, section 2.4
+            scores = self.gate(rows.float())  # (N, E)
+        best, choice = scores.topk(self.chosen)  # (N, k)
+        order = choice.flatten().argsort()  # of the N * k choices, by expert
+        counts = choice.flatten().bincount(minlength=len(self.experts))  # (E,)
+        parts = rows.index_select(0, order // self.chosen).split(counts.tolist())
+        y = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])  # (N * k, C)
+        y = y.index_select(0, order.argsort()).view(*choice.shape, -1)  # (N, k, C)
+        y = (y * best.softmax(dim=-1).unsqueeze(-1)).sum(dim=1).view(x.shape)
+        return y, len(counts) / counts.sum() * (counts * scores.softmax(dim=-1).mean(dim=0)).sum()
+
+
 class Layer(nn.Module):
     def __init__(self, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.self_attn, self.mlp = Attention(spec), FeedForward(spec)
+        self.dropout, self.routed = dropout, spec.experts > 1
+        self.self_attn, self.mlp = Attention(spec), Experts(spec) if self.routed else FeedForward(spec)
         self.input_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
         self.post_attention_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), cos, sin), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, balances: list[Tensor]) -> Tensor:
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), cos, sin, cache), self.dropout, self.training)
+        y = self.mlp(self.post_attention_layernorm(x))
+        if self.routed:
+            y, balance = y
+            balances.append(balance)
+        return x + F.dropout(y, self.dropout, self.training)
 
 
 class Trunk(nn.Module):
-    """Tokens (B, T) to final hidden states (B, T, C): all but the output head."""
+    """Tokens (B, T) to final hidden states (B, T, C): all but the output head. The layers are applied `loops` times.
+
+    With caches, the tokens come after those that are in them. Mixtures of experts append their load-balancing losses to
+    `balances`, once for each time they are applied.
+    """
 
     def __init__(self, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.loops = dropout, spec.loops
         self.embed_tokens = Embedding(spec.vocabulary, spec.hidden)
         self.layers = nn.ModuleList(Layer(spec, dropout) for _ in range(spec.layers))
         self.norm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
@@ -151,11 +207,13 @@ class Trunk(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+    def forward(self, tokens: Tensor, caches: list[Cache] | None = None, balances: list[Tensor] | None = None) -> Tensor:
+        start = caches[0].length if caches else 0
+        cos, sin = self.cos[start : start + tokens.shape[1]], self.sin[start : start + tokens.shape[1]]
         x = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        balances = [] if balances is None else balances
+        for i, layer in enumerate([*self.layers] * self.loops):
+            x = layer(x, cos, sin, caches[i] if caches else None, balances)
         return self.norm(x)
 
 
@@ -169,6 +227,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, seed: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.spec = spec
         self.model = Trunk(spec, dropout)
         self.lm_head = Linear(spec.hidden, spec.vocabulary)
         generator = torch.Generator().manual_seed(seed)
@@ -181,22 +240,53 @@ class Decoder(nn.Module):
         """Return logits (B, T, V) for tokens (B, T)."""
         return self.lm_head(self.model(tokens))
 
-    def loss(self, tokens: Tensor) -> Tensor:
-        """Return the mean cross-entropy, in nats per predicted token, of int64 tokens (B, T), to train on.
+    def caches(self, sequences: int) -> list[Cache]:
+        """Return empty caches for `next_logits`, one for each time a layer is applied, in the precision of the moment."""
+        spec, device = self.spec, self.lm_head.weight.device
+        mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else self.lm_head.weight.dtype
+        shape = (sequences, spec.kv_heads, spec.context_length, spec.head_size)
+        return [Cache(shape, device, dtype) for _ in range(spec.loops * spec.layers)]
+
+    def next_logits(self, tokens: Tensor, caches: list[Cache]) -> Tensor:
+        """Return the logits (B, V) that follow new tokens (B, t), which come after those in the caches and are added to them."""
+        return self.lm_head(self.model(tokens, caches)[:, -1])
+
+    def loss(self, tokens: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0, balance_loss: float = 0.0) -> Tensor:
+        """Return the loss, in nats per predicted token, of int64 tokens (B, T), to train on: the mean cross-entropy with
+        smoothed targets (arXiv 1512.00567, section 7), plus `z_loss` times the mean squared log normaliser of the softmax
+        (PaLM, arXiv 2204.02311, section 5), plus `balance_loss` times the load-balancing loss of `Experts`.
 
         The chunked loss returns the dtype of what it is given. Under bfloat16 autocast a mean of bfloat16 would be off by
         up to 0.4%, so the loss of each token is taken instead, at the cost of one more product with the head's weight, and
         averaged in float32.
         """
-        if not torch.is_autocast_enabled(tokens.device.type):
-            return self._cross_entropy(tokens, "mean", self._chunks(tokens))
-        return self._cross_entropy(tokens, "none", self._chunks(tokens)).float().sum() / tokens[:, 1:].numel()
+        balances: list[Tensor] = []
+        hidden = self.model(tokens, None, balances)
+        chunks, plain = self._chunks(tokens), not (label_smoothing or z_loss)
+        if plain and not torch.is_autocast_enabled(tokens.device.type):
+            loss = self._cross_entropy(hidden, tokens, "mean", chunks)
+        else:
+            losses = self._cross_entropy(hidden, tokens, "none", chunks).float()  # (B*T,)
+            losses = losses if plain else self._regularised(losses, hidden, tokens, label_smoothing, z_loss)
+            loss = losses.sum() / tokens[:, 1:].numel()
+        return loss + balance_loss * torch.stack(balances).mean() if balances else loss
 
     def token_losses(self, tokens: Tensor) -> Tensor:
         """Return the cross-entropy (B, T - 1), in nats and float32, of each predicted token of int64 tokens (B, T)."""
         mixed = torch.is_autocast_enabled(tokens.device.type)  # whole logits then, which autocast keeps to float32
-        losses = self._cross_entropy(tokens, "none", None if mixed else self._chunks(tokens))
+        losses = self._cross_entropy(self.model(tokens), tokens, "none", None if mixed else self._chunks(tokens))
         return losses.float().view(tokens.shape)[:, :-1]
+
+    def _regularised(self, losses: Tensor, hidden: Tensor, tokens: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+        """Return the losses (B, T - 1) of `loss` from cross-entropies (B*T,), without the logits.
+
+        log Z, the normaliser, is the cross-entropy plus the target's logit; smoothed targets add log Z - the mean logit.
+        """
+        x, weight, losses = hidden[:, :-1], self.lm_head.weight, losses.view(tokens.shape)[:, :-1]
+        normaliser = losses + (x * weight[tokens[:, 1:]]).sum(dim=-1)
+        smooth = normaliser - (x * weight.mean(dim=0)).sum(dim=-1)
+        return losses.lerp(smooth, label_smoothing) + z_loss * normaliser.square()
 
     @staticmethod
     def _chunks(tokens: Tensor) -> nn.LinearCrossEntropyOptions:
@@ -204,8 +294,10 @@ class Decoder(nn.Module):
             return CPU_CHUNK
         return MIXED_CHUNK if torch.is_autocast_enabled(tokens.device.type) else DEVICE_CHUNK
 
-    def _cross_entropy(self, tokens: Tensor, reduction: str, chunks: nn.LinearCrossEntropyOptions | None) -> Tensor:
-        hidden, weight = self.model(tokens).flatten(0, 1), self.lm_head.weight  # (B*T, C), (V, C)
+    def _cross_entropy(
+        self, hidden: Tensor, tokens: Tensor, reduction: str, chunks: nn.LinearCrossEntropyOptions | None
+    ) -> Tensor:
+        hidden, weight = hidden.flatten(0, 1), self.lm_head.weight  # (B*T, C), (V, C)
         if chunks and torch.is_autocast_enabled(tokens.device.type):  # the chunked loss casts nothing by itself
             dtype = torch.get_autocast_dtype(tokens.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)

@@ -9,22 +9,24 @@ divergence is seen and checkpoints are written. It does not read corpora, hold l
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dataeff.errors import CorpusError, InputError, TrainingError
-from dataeff.specs.result import Evaluation, RunFolder, RunResult, write_atomically
+from dataeff.errors import InputError, TrainingError
+from dataeff.specs.result import Evaluation, RunFolder, RunResult, load_fact, write_atomically
 from dataeff.specs.run import RunSpec
 from dataeff.training.checkpoint import CheckpointError, State, load_checkpoint, save_checkpoint, save_weights
 from dataeff.training.device import (
@@ -38,8 +40,8 @@ from dataeff.training.device import (
 )
 from dataeff.training.evaluate import validation_loss
 from dataeff.training.model import Decoder
-from dataeff.training.optim import learning_rate, optimizers, warmup_steps
-from dataeff.training.step import accumulate_gradients, sequence_order, uniform_loss_bound
+from dataeff.training.optim import averaging_weight, cycle_bounds, learning_rate, optimizers, warmup_steps
+from dataeff.training.step import accumulate_gradients, device_tokens, sequence_order, training_loss, uniform_loss_bound
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +78,13 @@ class _Run:
     spec: RunSpec
     folder: RunFolder
     device: torch.device
-    tokens: Tensor  # (D/T, T), int32
+    tokens: Tensor  # (real sequences + P synthetic ones, T), int32
     validation: Tensor  # (S, T), int32
     evaluate_at: set[int]
     on_progress: Callable[[Progress], None] | None
+    teachers: Sequence[Decoder]
     model: Decoder
+    averaged: Decoder | None  # the average of the model's weights over steps, where the spec asks for one
     optimizers: list[Optimizer]
     state: State
     unread: list[Tensor] = field(default_factory=list)  # [loss, gradient norm] of each step since the last check
@@ -88,35 +92,50 @@ class _Run:
     last_progress: float = -math.inf
 
     def __post_init__(self) -> None:
-        steps = self.spec.steps
+        spec, steps, cycles = self.spec, self.spec.steps, self.spec.cycles
         self.interval = math.ceil(steps / CURVE_POINTS)
-        self.tenth = math.ceil(steps / 10)
-        self.warmup = warmup_steps(steps, self.spec.warmup_fraction)
-        self.rows = self.spec.batch_size
+        self.tenth = math.ceil(steps / (10 * cycles))
+        begin, end = cycle_bounds(steps - 1, steps, cycles)
+        self.judged_from = begin + max(warmup_steps(end - begin, spec.warmup_fraction), (end - begin) // 2)
+        self.snapshots = {steps * cycle // cycles: cycle for cycle in range(1, cycles)}
+        decay = spec.decay_fraction if spec.schedule == "wsd" else None
+        self.rate = partial(
+            learning_rate, steps=steps, peak=spec.lr, warmup_fraction=spec.warmup_fraction, decay_fraction=decay, cycles=cycles
+        )
+        self.loss = partial(training_loss, self.model, spec, self.teachers)
+        self.rows = spec.batch_size
         self.parameters = list(self.model.parameters())
+        self.averages = list(self.averaged.parameters()) if self.averaged else []
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.earlier_seconds, self.started = self.state.wall_seconds, time.monotonic()
         self.order, self.order_epoch = torch.empty(0), -1
+
+    @property
+    def kept(self) -> Decoder:
+        """The model that validation and weight files are of."""
+        return self.averaged or self.model
 
     def update(self) -> None:
         """Do one optimiser step and leave its loss and gradient norm, unread, on the device."""
         spec, step = self.spec, self.state.step
         epoch, place = divmod(step, spec.steps_per_epoch)
         if epoch != self.order_epoch:
-            self.order, self.order_epoch = sequence_order(spec, epoch).to(self.device), epoch
+            self.order, self.order_epoch = sequence_order(spec, epoch, len(self.tokens)).to(self.device), epoch
         if spec.dropout:
             torch.manual_seed(int(np.random.SeedSequence((spec.train_seed, step)).generate_state(1)[0]))
         batch = self.tokens[self.order[place * spec.batch_size : (place + 1) * spec.batch_size]]  # (B, T)
-        loss, self.rows = accumulate_gradients(self.model, batch, spec.precision, self.rows)
+        loss, self.rows = accumulate_gradients(self.model, batch, spec.precision, self.rows, self.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.gradient_clip)
-        lr = learning_rate(step, spec.steps, spec.lr, spec.warmup_fraction)
         for group in self.groups:
-            group["lr"] = lr
+            group["lr"] = self.rate(step)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.unread += [loss, norm]
         self.state.step += 1
+        if self.averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, self.parameters, averaging_weight(step + 1, spec))
 
     def check(self) -> None:
         """Read what the steps left on the device into the curve, and see whether the run has diverged."""
@@ -137,8 +156,8 @@ class _Run:
             self.diverged = f"train loss is {loss} at step {step} of {spec.steps}"
         if step % self.tenth == 0 or step == spec.steps:
             mean, begin = state.tenth_sum / state.tenth_steps, step - state.tenth_steps
-            # High learning rates may spike above the bound and come back: only the second half of a run is judged.
-            if begin >= max(self.warmup, spec.steps // 2) and mean > uniform_loss_bound(spec) and not self.diverged:
+            # High learning rates may spike above the bound and come back: only the second half of the last cycle is judged.
+            if begin >= self.judged_from and mean > uniform_loss_bound(spec) and not self.diverged:
                 self.diverged = (
                     f"mean train loss of steps {begin + 1} to {step} of {spec.steps} is {mean:.4g}, above an "
                     f"untrained model's ({uniform_loss_bound(spec):.4g}; uniform is {math.log(spec.model.vocabulary):.4g})"
@@ -155,11 +174,11 @@ class _Run:
             mean = sum(values) / len(values)
             column.append(mean if math.isfinite(mean) else None)
             values.clear()
-        curve.lr.append(learning_rate(step - 1, self.spec.steps, self.spec.lr, self.spec.warmup_fraction))
+        curve.lr.append(self.rate(step - 1))
 
     def evaluate(self) -> None:
         """Append the validation loss after this step to the state."""
-        loss, error = validation_loss(self.model, self.validation, self.spec.precision)
+        loss, error = validation_loss(self.kept, self.validation, self.spec.precision)
         step, finite = self.state.step, math.isfinite(loss)
         tokens = step * self.spec.batch_size * self.spec.model.context_length
         entry = Evaluation(step=step, tokens=tokens, val_loss=loss if finite else None, standard_error=error if finite else None)
@@ -194,58 +213,50 @@ class _Run:
         while state.step < spec.steps and not self.diverged:
             self.update()
             stop = should_stop is not None and should_stop()
-            if not (stop or state.step % every == 0 or state.step in self.evaluate_at):
+            if not (stop or state.step % every == 0 or state.step in self.evaluate_at or state.step in self.snapshots):
                 continue
             self.check()
             state.training_seconds += time.monotonic() - began
             if state.step in self.evaluate_at and not self.diverged:
                 self.evaluate()
+            if state.step in self.snapshots and not self.diverged:  # before a checkpoint that would start after it
+                save_weights(self.kept, self.folder.snapshot(self.snapshots[state.step]))
             now = time.monotonic()
             state.wall_seconds = self.earlier_seconds + now - self.started
             self.report(force=state.step == spec.steps)
             unfinished = state.step < spec.steps and not self.diverged
             if unfinished and (stop or now - saved >= checkpoint_seconds):
-                save_checkpoint(self.folder.checkpoint, state, self.model, self.optimizers)
+                save_checkpoint(self.folder.checkpoint, state, self.model, self.optimizers, self.averaged)
                 saved = time.monotonic()
             if unfinished and stop:
                 raise Preempted(f"run {spec.run_id} was asked to stop after step {state.step} of {spec.steps}; train it again")
             began = time.monotonic()
 
 
-def _tensor(tokens: np.ndarray, shape: tuple[int, ...], what: str, spec: RunSpec, device: torch.device) -> Tensor:
-    if tokens.size != math.prod(shape):
-        raise CorpusError(f"{what} has {tokens.size} tokens; run {spec.run_id} asks for {' x '.join(map(str, shape))}")
-    if tokens.min() < 0 or tokens.max() >= spec.model.vocabulary:
-        raise CorpusError(
-            f"{what} has token ids from {tokens.min()} to {tokens.max()}; valid for a vocabulary of "
-            f"{spec.model.vocabulary}: 0 to {spec.model.vocabulary - 1}; was it made with another tokenizer?"
-        )
-    return torch.from_numpy(tokens.astype(np.int32)).view(shape).to(device)
-
-
 def _finished(spec: RunSpec, folder: RunFolder) -> RunResult | None:
     if not folder.result.exists():
         return None
-    result = RunResult.model_validate_json(folder.result.read_text())
+    result = load_fact(RunResult, folder.result)
     if result.run_id != spec.run_id:
         raise InputError(f"{folder.path} holds run {result.run_id}, not {spec.run_id}; give each run its own folder")
     return result
 
 
-def _start(spec: RunSpec, folder: RunFolder, device: torch.device) -> tuple[Decoder, list[Optimizer], State]:
-    """Return model, optimisers and state: of the checkpoint where there is a sound one, else of step 0."""
+def _start(spec: RunSpec, folder: RunFolder, device: torch.device) -> tuple[Decoder, Decoder | None, list[Optimizer], State]:
+    """Return model, average, optimisers and state: of the checkpoint where there is a sound one, else of step 0."""
     model = Decoder(spec.model, seed=spec.train_seed, dropout=spec.dropout).to(device)
+    averaged = copy.deepcopy(model).requires_grad_(False) if spec.ema or spec.swa_fraction else None
     held = optimizers(model, spec)
     state = State(run_id=spec.run_id, started_at=datetime.now(UTC))
     if (folder.checkpoint / "state.json").exists():
         try:
-            state = load_checkpoint(folder.checkpoint, spec.run_id, model, held)
+            state = load_checkpoint(folder.checkpoint, spec.run_id, model, held, averaged)
         except CheckpointError as error:
             log.warning("run %s starts afresh: %s", spec.run_id, error)
     if compile_pays(device, spec.training_flops):
         torch.compiler.reset()  # a warm worker would fill dynamo's cache after a few runs, and compile no more
         model.model.compile()
-    return model, held, state
+    return model, averaged, held, state
 
 
 def _finish(run: _Run) -> RunResult:
@@ -255,7 +266,7 @@ def _finish(run: _Run) -> RunResult:
     speed = seen / state.training_seconds
     peak = peak_flops(run.device, spec.precision)
     last = None if run.diverged else state.evaluations[-1]
-    weights_bytes = None if run.diverged else save_weights(run.model, run.folder.weights)
+    weights_bytes = None if run.diverged else save_weights(run.kept, run.folder.weights)
     result = RunResult(
         run_id=spec.run_id,
         status="diverged" if run.diverged else "finished",
@@ -292,6 +303,8 @@ def train(
     train_tokens: np.ndarray,
     validation_sequences: np.ndarray,
     *,
+    synthetic: np.ndarray | None = None,
+    teachers: Sequence[Decoder] = (),
     device: str = "auto",
     evaluations: int = 4,
     checkpoint_seconds: float = 300,
@@ -300,25 +313,43 @@ def train(
 ) -> RunResult:
     """Train `spec` in `folder` and return its result; at once where it is there already, from the checkpoint if there is one.
 
-    `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). The validation loss is taken
-    `evaluations` times, evenly spaced, the last after the last step. `should_stop` is asked after every step. A run that
-    diverges is a result, with status "diverged", a reason and no weights.
-    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, folder of another run), `OutOfMemory`,
-    `Preempted`. Writes spec.json, checkpoints, weights and result.json; attempts are the caller's.
+    `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). Where the spec asks for them,
+    `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order;
+    they are moved to the device and not changed. The validation loss is taken `evaluations` times, evenly spaced, the last
+    after the last step. `should_stop` is asked after every step. A run that diverges is a result, with status "diverged", a
+    reason and no weights. Where weights are averaged, validation losses, snapshots and final weights are the average's.
+    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, folder of another run, teachers, more cycles
+    than steps), `OutOfMemory`, `Preempted`. Writes spec.json, checkpoints, snapshots, weights and result.json; attempts are
+    the caller's.
     """
     if (result := _finished(spec, folder)) is not None:
         return result
+    if spec.cycles > spec.steps:
+        raise InputError(f"run {spec.run_id} has {spec.cycles} cycles in {spec.steps} steps; use at most one cycle a step")
     chosen, length = pick_device(device), spec.model.context_length
-    tokens = _tensor(train_tokens, (spec.seed_tokens // length, length), "the training text", spec, chosen)
-    validation = _tensor(validation_sequences, (spec.validation_sequences, length), "the validation text", spec, chosen)
+    tokens = device_tokens(train_tokens, (spec.seed_tokens // length, length), "the training text", spec, chosen)
+    if spec.synthetic:
+        pool = np.empty(0) if synthetic is None else synthetic
+        shape = (max(1, len(pool)), length)
+        sampled = device_tokens(pool, shape, f"the text of sample {spec.synthetic.samples}", spec, chosen)
+        tokens = torch.cat([tokens[: spec.real_sequences], sampled])
+    validation = device_tokens(validation_sequences, (spec.validation_sequences, length), "the validation text", spec, chosen)
+    asked, given = spec.teacher_logits.members if spec.teacher_logits else [], [teacher.spec for teacher in teachers]
+    if len(given) != len(asked) or any(t.vocabulary != spec.model.vocabulary or t.context_length < length for t in given):
+        found = ", ".join(f"{t.vocabulary} and {t.context_length}" for t in given) or "none"
+        raise InputError(
+            f"run {spec.run_id} matches {len(asked)} teachers of vocabulary {spec.model.vocabulary} and a context of {length} or "
+            f"more; given: {found}; name members of the same tokenizer that were trained on sequences as long"
+        )
     write_atomically(folder.spec, spec.model_dump_json(indent=1))
     at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
     with one_thread(chosen), torch.random.fork_rng(enabled=spec.dropout > 0):
         try:
             if chosen.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(chosen)
-            model, held, state = _start(spec, folder, chosen)
-            run = _Run(spec, folder, chosen, tokens, validation, at, on_progress, model, held, state)
+            started = _start(spec, folder, chosen)
+            teachers = [teacher.to(chosen) for teacher in teachers]
+            run = _Run(spec, folder, chosen, tokens, validation, at, on_progress, teachers, *started)
             run.loop(checkpoint_seconds, should_stop)
             return _finish(run)
         except RuntimeError as error:

@@ -9,16 +9,34 @@ CREATE OR REPLACE MACRO neighbours(point, shape) AS flatten(list_transform(shape
     list_transform(list_filter([point[axis] - 1, point[axis] + 1], lambda moved: moved BETWEEN 0 AND length - 1), lambda moved:
         list_transform(point, lambda index, i: if(i = axis, moved, index)))));
 
--- One row a grid point that a cell's search has run. Points of exactly the cell's least loss that single steps connect
--- are one plateau, and `missing` counts the neighbours of all its points that were not run. The best of the points of
--- least loss has the fewest missing, then lies on no edge, then is the lowest (dataeff/search/coordinate_descent.py).
+-- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is what the point's ensemble is
+-- worth, and it was run once the ensemble was evaluated or a member diverged. Points of exactly the cell's least loss that
+-- single steps connect are one plateau, and `missing` counts the neighbours of all its points that were not run. The best of
+-- the points of least loss has the fewest missing, then lies on no edge, then is the lowest (dataeff/search/coordinate_descent.py).
 CREATE OR REPLACE VIEW grid_point AS
-WITH RECURSIVE point AS (
+WITH RECURSIVE worth AS (
+    SELECT cell_id, cell_ensemble.coordinates, ensemble_id, max(size.members) AS members,
+        power_law(list(size.members), list(size.val_loss)) AS fit, arg_max_null(size.val_loss, size.members) AS val_loss
+    FROM cell JOIN cell_ensemble USING (cell_id) JOIN ensemble_size AS size USING (ensemble_id, averaging)
+    WHERE objective = 'K'
+    GROUP BY cell_id, cell_ensemble.coordinates, ensemble_id
+), largest AS (
+    SELECT cell_id, coordinates, arg_max_null(ensemble_objective(fit, val_loss), (members, ensemble_id)) AS val_loss
+    FROM worth GROUP BY cell_id, coordinates
+), point AS MATERIALIZED (
     SELECT cell_id, trial.coordinates, arg_min(run_id, (run.val_loss IS NULL, run.val_loss, run_id)) AS run_id,
         min(run.val_loss) AS val_loss
-    FROM trial JOIN run USING (run_id)
-    WHERE trial.role = 'search'
+    FROM trial JOIN run USING (run_id) JOIN cell USING (cell_id)
+    WHERE trial.role = 'search' AND objective = 'single'
     GROUP BY cell_id, trial.coordinates
+    UNION ALL
+    SELECT cell_id, trial.coordinates, min(run_id) FILTER (role = 'search'),
+        if(bool_or(status = 'diverged'), NULL, any_value(largest.val_loss))
+    FROM trial JOIN run USING (run_id) JOIN cell USING (cell_id) LEFT JOIN largest
+        ON largest.cell_id = trial.cell_id AND largest.coordinates = trial.coordinates
+    WHERE trial.role IN ('search', 'member') AND objective = 'K'
+    GROUP BY cell_id, trial.coordinates
+    HAVING bool_or(status = 'diverged' OR largest.cell_id IS NOT NULL)
 ), edged AS (
     SELECT point.*, shape, flatten(list_transform(shape, lambda length, i: CASE
         WHEN length = 1 THEN []
@@ -49,30 +67,38 @@ FROM edged LEFT JOIN least ON least.cell_id = edged.cell_id AND least.coordinate
     LEFT JOIN gap ON gap.cell_id = edged.cell_id AND gap.origin = edged.coordinates;
 
 -- Pooled standard deviation of val_loss between runs of a study that differ in their seeds alone: the root of
--- sum (n_i - 1) s_i^2 / sum (n_i - 1) over its replicated points. Runs that two recipes share count once.
+-- sum (n_i - 1) s_i^2 / sum (n_i - 1) over points run more than once. Points of several recipes with the same run of the
+-- search are one point, so that runs which recipes share count once.
 CREATE OR REPLACE VIEW noise AS
-WITH replicated AS (
-    SELECT DISTINCT study, list(run_id ORDER BY run_id) AS runs, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
+WITH seeded AS (
+    SELECT DISTINCT study, run_id, val_loss, min(run_id) FILTER (role = 'search') OVER (PARTITION BY cell_id, coordinates) AS point
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
-    WHERE val_loss IS NOT NULL
-    GROUP BY study, cell_id, trial.coordinates
-    HAVING count(*) > 1 AND bool_or(role = 'replicate')
+), replicated AS (
+    SELECT study, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
+    FROM seeded WHERE val_loss IS NOT NULL
+    GROUP BY study, point
+    HAVING count(*) > 1
 )
 SELECT study, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
-    coalesce(sum(freedom), 0)::BIGINT AS degrees_of_freedom, count(runs) AS points,
-    if(count(runs) = 0, 'no point was run with more than one seed', NULL) AS reason
+    coalesce(sum(freedom), 0)::BIGINT AS degrees_of_freedom, count(variance) AS points,
+    if(count(variance) = 0, 'no point was run with more than one seed', NULL) AS reason
 FROM (SELECT DISTINCT study FROM cell) LEFT JOIN replicated USING (study)
 GROUP BY study;
 
--- One row a cell: its optimum. val_loss_mean, val_loss_sd and seeds are over the best run and its replicates.
+-- Why a cell has no optimum.
+CREATE OR REPLACE MACRO no_optimum(tried) AS
+    if(tried, 'every run of the search diverged', 'no run of the search has finished');
+
+-- One row a cell: its optimum. val_loss_mean, val_loss_sd and seeds are over the best run, its replicates and the members
+-- trained at its point: single models, whatever the objective.
 CREATE OR REPLACE VIEW best_run AS
 WITH best AS (
-    SELECT cell_id, run_id, coordinates, val_loss FROM grid_point WHERE is_best
+    SELECT cell_id, run_id, coordinates FROM grid_point WHERE is_best
 ), seeded AS (
     SELECT cell_id, avg(run.val_loss) AS val_loss_mean, stddev_samp(run.val_loss) AS val_loss_sd,
         count(run.val_loss) AS seeds
     FROM best JOIN trial USING (cell_id) JOIN run ON run.run_id = trial.run_id
-    WHERE trial.run_id = best.run_id OR (role = 'replicate' AND trial.coordinates = best.coordinates)
+    WHERE trial.run_id = best.run_id OR (role IN ('replicate', 'member') AND trial.coordinates = best.coordinates)
     GROUP BY cell_id
 ), counted AS (
     SELECT cell_id, count(*) AS runs, count(*) FILTER (status = 'diverged') AS diverged
@@ -80,38 +106,42 @@ WITH best AS (
     GROUP BY cell_id
 )
 SELECT cell_id, study, recipe, recipe_limit, cell.seed_tokens, size, cell.parameters_total, cell.parameters_non_embedding,
-    best.run_id, best.coordinates, lr, weight_decay, epochs, best.val_loss, val_loss_mean, val_loss_sd,
+    best.run_id, best.coordinates, lr, weight_decay, epochs, run.val_loss, val_loss_mean, val_loss_sd,
     coalesce(seeds, 0) AS seeds, coalesce(runs, 0) AS runs, coalesce(diverged, 0) AS diverged,
-    CASE WHEN best.run_id IS NOT NULL THEN NULL WHEN diverged > 0 THEN 'every run of the search diverged'
-        ELSE 'no run of the search has finished' END AS reason
+    if(best.run_id IS NULL, no_optimum(diverged > 0), NULL) AS reason
 FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN seeded USING (cell_id) LEFT JOIN counted USING (cell_id)
     LEFT JOIN run ON run.run_id = best.run_id;
 
 -- One row a cell: whether its optimum is certified.
 CREATE OR REPLACE VIEW certificate AS
-WITH best AS (
-    SELECT cell_id, grid_point.coordinates, val_loss, edges, missing, noise_sd,
-        neighbours(grid_point.coordinates, shape) AS around
-    FROM grid_point JOIN cell USING (cell_id) LEFT JOIN noise USING (study)
+WITH point AS MATERIALIZED (
+    FROM grid_point
+), best AS (
+    SELECT cell_id, run_id, point.coordinates, val_loss, edges, missing, if(objective = 'single', noise_sd, NULL) AS noise_sd,
+        neighbours(point.coordinates, shape) AS around
+    FROM point JOIN cell USING (cell_id) LEFT JOIN noise USING (study)
     WHERE is_best
 ), near AS (
     SELECT cell_id, count(*) AS run, min(point.val_loss) - any_value(best.val_loss) AS margin,
         count(*) FILTER (point.val_loss = best.val_loss) AS ties,
         count(*) FILTER (point.val_loss - best.val_loss <= 2 * noise_sd) AS within_noise
-    FROM best JOIN grid_point AS point USING (cell_id)
+    FROM best JOIN point USING (cell_id)
     WHERE list_contains(around, point.coordinates)
     GROUP BY cell_id
 ), fact AS (
-    SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id, best_run.reason AS no_best, edges, missing,
-        len(around) AS neighbours_in_grid, if(around IS NULL, NULL, coalesce(run, 0)) AS neighbours_run, margin,
-        if(around IS NULL, NULL, coalesce(ties, 0)) AS ties, if(noise_sd IS NULL, NULL, coalesce(within_noise, 0)) AS within_noise
-    FROM best_run LEFT JOIN best USING (cell_id) LEFT JOIN near USING (cell_id)
+    SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id, edges, missing, len(around) AS neighbours_in_grid,
+        if(around IS NULL, NULL, coalesce(run, 0)) AS neighbours_run, margin, if(around IS NULL, NULL, coalesce(ties, 0)) AS ties,
+        if(noise_sd IS NULL, NULL, coalesce(within_noise, 0)) AS within_noise,
+        if(objective = 'K', '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '')
+            AS price,
+        cell_id IN (SELECT cell_id FROM point) AS tried
+    FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN near USING (cell_id)
 )
 SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
     CASE WHEN run_id IS NULL OR missing > 0 THEN 'open' WHEN len(edges) > 0 THEN 'boundary' ELSE 'certified' END AS state,
     neighbours_in_grid, neighbours_run, missing AS neighbours_missing, margin, ties, within_noise, edges,
     CASE
-        WHEN run_id IS NULL THEN no_best
+        WHEN run_id IS NULL THEN no_optimum(tried)
         WHEN missing > neighbours_in_grid - neighbours_run
             THEN missing || ' neighbours of the best point and of points with exactly its loss were not run'
         WHEN missing > 0 THEN missing || ' of ' || neighbours_in_grid || ' neighbours were not run'
@@ -120,5 +150,5 @@ SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
         WHEN neighbours_in_grid = 0 THEN 'the grid has one point, and it was run'
         ELSE 'all ' || neighbours_in_grid || ' neighbours were run and none is better' END
         || if(ties > 0, '; ' || ties || ' have exactly the same loss', '')
-        || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') AS reason
+        || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') || price AS reason
 FROM fact;

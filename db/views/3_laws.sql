@@ -1,36 +1,76 @@
 -- Laws over a cell's optimum: the limit of each recipe at each budget, its law over budgets, and data efficiency.
 -- All intervals are 90%. What each covers, and what it does not, is said in db/README.md.
 
+-- One row a (cell, averaging, K): the loss of K members of the ensemble at the cell's optimum.
+CREATE OR REPLACE VIEW ensemble_curve AS
+SELECT study, recipe, seed_tokens, size, parameters_total, cell_id, ensemble_id, averaging, members, curve.val_loss, least,
+    greatest, subsets
+FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size AS curve USING (ensemble_id);
+
+-- One row a cell: what its optimum reached, and its limit in K where the recipe's limit is taken in K.
+CREATE OR REPLACE VIEW cell_limit AS
+WITH best AS MATERIALIZED (
+    SELECT best_run.*, recipe_limit IN ('K', 'K then N') AS in_k FROM best_run
+), law AS (
+    SELECT law.*
+    FROM best JOIN cell USING (cell_id) JOIN ensemble_asymptote AS law
+        ON law.cell_id = cell.cell_id AND law.coordinates = best.coordinates AND law.averaging = cell.averaging
+    WHERE in_k
+    QUALIFY row_number() OVER (PARTITION BY law.cell_id ORDER BY law.members DESC, ensemble_id DESC) = 1
+), cost AS (
+    SELECT ensemble_id, sum(training_flops) AS training_flops
+    FROM (SELECT DISTINCT ensemble_id, split_part(unnest(members), '@', 1) AS run_id FROM ensemble) JOIN run USING (run_id)
+    GROUP BY ensemble_id
+)
+SELECT cell_id, study, recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
+    if(in_k, members, 1) AS members, if(in_k, law.val_loss, val_loss_mean) AS val_loss,
+    if(in_k, limit_loss, val_loss_mean) AS limit_loss, a, alpha, e, rmse,
+    if(in_k, standard_error, noise_sd / sqrt(seeds)) AS standard_error,
+    if(in_k, interval_reason, noise.reason) AS interval_reason,
+    if(in_k, cost.training_flops, run.training_flops) AS training_flops,
+    coalesce(best.reason, if(in_k AND ensemble_id IS NULL, 'no ensemble was evaluated at the optimum', law.reason)) AS reason
+FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT JOIN noise USING (study)
+    LEFT JOIN run ON run.run_id = best.run_id;
+
 -- One row a (study, recipe, seed_tokens). Laws in N take N = parameters_total in units of 1e9.
 CREATE OR REPLACE VIEW asymptote AS
 WITH grouped AS (
-    SELECT study, recipe, recipe_limit, seed_tokens,
-        list(parameters_total / 1e9 ORDER BY cell_id) FILTER (val_loss_mean IS NOT NULL) AS xs,
-        list(val_loss_mean ORDER BY cell_id) FILTER (val_loss_mean IS NOT NULL) AS ys,
-        min(val_loss_mean) AS least, arg_min(seeds, val_loss_mean) AS least_seeds,
-        min(seeds) FILTER (val_loss_mean IS NOT NULL) AS fewest_seeds, count(*) AS cells,
+    SELECT study, recipe, recipe_limit, seed_tokens, recipe_limit IN ('N', 'K then N') AS has_law,
+        list(parameters_total / 1e9 ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS xs,
+        list(limit_loss ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS ys,
+        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, val_loss) AS reached, CASE
+            WHEN recipe_limit = 'N' THEN max(standard_error)
+            WHEN count(limit_loss) = count(standard_error) THEN sqrt(avg(standard_error ^ 2)) END AS point_sd,
+        min(interval_reason) FILTER (limit_loss IS NOT NULL) AS no_interval,
+        count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack, count(*) AS cells,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
         count(*) FILTER (state = 'open') AS open
-    FROM best_run JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
+    FROM cell_limit AS optimum JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
     GROUP BY study, recipe, recipe_limit, seed_tokens
 ), fitted AS (
-    SELECT grouped.*, noise_sd, noise.reason AS no_noise, if(recipe_limit = 'N', power_law(xs, ys), NULL) AS fit
-    FROM grouped LEFT JOIN noise USING (study)
+    SELECT *, if(has_law, power_law(xs, ys), NULL) AS fit FROM grouped
 ), bracketed AS (
-    SELECT *, CASE
-        WHEN recipe_limit = 'N' THEN power_law_interval(xs, ys, fit, noise_sd / sqrt(fewest_seeds))
-        ELSE {low: least - 1.645 * noise_sd / sqrt(least_seeds), high: least + 1.645 * noise_sd / sqrt(least_seeds)} END
-        AS interval
+    SELECT *, if(has_law, power_law_interval(xs, ys, fit, point_sd), {low: chosen.limit_loss - 1.645 * chosen.standard_error,
+        high: chosen.limit_loss + 1.645 * chosen.standard_error}) AS interval
     FROM fitted
 )
-SELECT study, recipe, seed_tokens, if(recipe_limit = 'N', 'asymptote', 'best over N') AS kind, 'parameters_total' AS variable,
-    CASE WHEN recipe_limit = 'best' THEN least WHEN fit.reason IS NULL THEN fit.e END AS limit_loss,
-    fit.a, fit.alpha, fit.e, coalesce(len(xs), 0) AS points, fit.rmse, interval.low AS e_low, interval.high AS e_high,
-    noise_sd, CASE WHEN interval.low IS NOT NULL THEN NULL WHEN no_noise IS NOT NULL THEN no_noise
-        ELSE 'there is no limit to bracket' END AS interval_reason,
-    if(recipe_limit = 'N', fit.reason, if(least IS NULL, 'no cell has a finished run', NULL)) AS reason,
-    least AS best_trained, cells, certified, boundary, open
-FROM bracketed;
+SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over N' WHEN 'N' THEN 'asymptote'
+        WHEN 'K' THEN 'asymptote in K, best over N' ELSE 'asymptote in K, then N' END AS kind,
+    CASE recipe_limit WHEN 'K' THEN 'members' WHEN 'K then N' THEN 'members, then parameters_total' ELSE 'parameters_total' END
+        AS variable,
+    CASE WHEN NOT has_law THEN chosen.limit_loss WHEN fit.reason IS NULL THEN fit.e END AS limit_loss,
+    if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha, if(has_law, fit.e, chosen.e) AS e,
+    if(recipe_limit = 'K', coalesce(chosen.members, 0), coalesce(len(xs), 0)) AS points,
+    if(has_law, fit.rmse, chosen.rmse) AS rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
+    CASE WHEN interval.low IS NULL THEN coalesce(if(has_law, no_interval, chosen.interval_reason),
+        'there is no limit to bracket') END AS interval_reason,
+    CASE
+        WHEN has_law THEN fit.reason || if(recipe_limit = 'K then N' AND lacking > 0,
+            '; ' || lacking || ' of ' || cells || ' sizes have no limit in K: ' || lack, '')
+        WHEN chosen IS NULL THEN if(recipe_limit = 'K', 'no size has a limit in K: ' || lack, 'no cell has a finished run') END
+        AS reason,
+    reached.val_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
+FROM bracketed LEFT JOIN noise USING (study);
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
 CREATE OR REPLACE VIEW data_law AS
@@ -74,10 +114,10 @@ WITH joined AS (
         LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
             ON law.study = asymptote.study AND law.recipe = study.baseline
 )
-SELECT study, recipe, seed_tokens, baseline, limit_loss, tokens_needed, tokens_needed / seed_tokens AS data_efficiency,
+SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, tokens_needed, tokens_needed / seed_tokens AS data_efficiency,
     if(tokens_needed IS NULL, NULL, tokens_low / seed_tokens) AS data_efficiency_low,
     if(tokens_needed IS NULL, NULL, tokens_high / seed_tokens) AS data_efficiency_high,
-    tokens_needed > largest_budget AS extrapolated, best_trained, tokens_trained / seed_tokens AS data_efficiency_trained,
+    tokens_needed > largest_budget AS extrapolated, best_trained, best_cell, tokens_trained / seed_tokens AS data_efficiency_trained,
     CASE
         WHEN tokens_needed IS NULL THEN 'there is no ratio to bracket'
         WHEN e_low IS NULL THEN interval_reason
@@ -91,3 +131,15 @@ SELECT study, recipe, seed_tokens, baseline, limit_loss, tokens_needed, tokens_n
         WHEN limit_loss <= floor THEN 'the baseline''s law never reaches this loss: its limit is ' || round(floor, 4) END
         AS reason
 FROM joined;
+
+-- One row a (study, recipe, seed_tokens): the limit beside the best loss that was reached and what that took.
+CREATE OR REPLACE VIEW recipe_summary AS
+WITH cost AS MATERIALIZED (
+    FROM cell_limit
+)
+SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
+    own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
+    own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
+    data_efficiency_trained, extrapolated, limits.reason
+FROM data_efficiency AS limits LEFT JOIN cost AS own ON own.cell_id = best_cell LEFT JOIN cell ON cell.cell_id = best_cell
+    LEFT JOIN cost AS teacher ON teacher.cell_id = cell.teacher;

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from dataeff.records.ingest import record_cells, record_study, record_trials
+from dataeff.records.ingest import record_cell_ensembles, record_cells, record_study, record_trials
 from dataeff.records.store import Database
 from dataeff.specs.result import Store
 
@@ -17,7 +17,7 @@ RUN = """
         'adamw' AS optimizer, 0 AS dropout, 'same' AS "order", 'float32' AS precision, 0 AS train_seed, 0 AS data_seed,
         1 AS trainer_version, $loss AS val_loss, 1 AS steps, 1 AS tokens_seen, 1 AS training_flops, 1 AS wall_seconds,
         1 AS tokens_per_second, 'd' AS device, 'h' AS host, 't' AS torch_version, now() AS started_at, now() AS ended_at,
-        '{}' AS spec, now() AS recorded_at"""
+        '{}' AS spec, now() AS recorded_at, 1 AS parameters_active, 1 AS experts, 1 AS loops"""
 
 
 @pytest.fixture
@@ -50,6 +50,10 @@ class Recorded:
         seed_tokens=1_000_000,
         parameters=10**9,
         replicates=(),
+        objective="single",
+        averaging="logits",
+        members=1,
+        teacher=None,
     ) -> str:
         """Record a cell and return its id. `losses`: by coordinates; `replicates`: further (coordinates, loss)."""
         axes = axes or {"lr": [1e-3]}
@@ -59,6 +63,10 @@ class Recorded:
             "study": study,
             "recipe": recipe,
             "recipe_limit": limit,
+            "objective": objective,
+            "averaging": averaging,
+            "members": members,
+            "teacher": teacher,
             "seed_tokens": seed_tokens,
             "size": f"n{parameters}",
             "parameters_total": parameters,
@@ -74,7 +82,26 @@ class Recorded:
             self.trial(cell_id, "replicate", coordinates, loss)
         return cell_id
 
-    def trial(self, cell_id: str, role: str, coordinates, loss: float) -> None:
+    def ensemble(self, cell_id: str, coordinates, losses, members: int = 4, singles=3.5, averaging="logits") -> str:
+        """Record an ensemble at a point, its members too, and return its id. `losses`: from a subset's places to its loss.
+
+        `singles` is the loss of every member by itself, or one for each. Of `weights` only the prefixes are evaluated.
+        """
+        singles = singles if isinstance(singles, list) else [singles] * members
+        roles = ["search", *["member"] * (members - 1)]
+        ids = [self.trial(cell_id, role, coordinates, loss) for role, loss in zip(roles, singles, strict=True)]
+        ensemble_id = f"ensemble {ids[0]}"
+        self.connection.execute("INSERT INTO ensemble VALUES ($1, 'c', $2, 4, 'float32', 1, 'd', now())", [ensemble_id, ids])
+        subsets = [s for k in range(1, members + 1) for s in itertools.combinations(range(members), k)]
+        kept = [s for s in subsets if averaging != "weights" or s == tuple(range(len(s)))]
+        rows = [[ensemble_id, i, averaging, list(s), losses(s)] for i, s in enumerate(kept)]
+        self.connection.executemany("INSERT INTO ensemble_loss VALUES ($1, $2, $3, $4, $5)", rows)
+        row = {"cell_id": cell_id, "ensemble_id": ensemble_id, "number": len(ids), "coordinates": list(coordinates)}
+        record_cell_ensembles(self.connection, [row])
+        return ensemble_id
+
+    def trial(self, cell_id: str, role: str, coordinates, loss: float) -> str:
+        """Record a run and its trial; return the run id."""
         number = next(self.numbers)
         run_id = f"run{number:06d}"
         finished = loss != float("inf")
@@ -82,6 +109,7 @@ class Recorded:
         self.connection.execute(RUN, {"id": run_id, **outcome})
         row = {"cell_id": cell_id, "run_id": run_id, "role": role, "number": number, "coordinates": list(coordinates)}
         record_trials(self.connection, [row])
+        return run_id
 
     def rows(self, text: str) -> list[dict]:
         found = self.connection.execute(text)

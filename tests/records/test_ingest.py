@@ -8,9 +8,10 @@ import pytest
 from folders import MODEL, NOW, run_spec, write_attempt, write_run
 
 from dataeff.errors import InputError
-from dataeff.records.ingest import ingest, record_cells, record_study
-from dataeff.specs.result import write_atomically
-from dataeff.specs.run import RunSpec
+from dataeff.records.ingest import ingest, ingest_ensembles, ingest_samples, record_cells, record_study
+from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleResult, SampleSpec, SubsetLoss
+from dataeff.specs.result import RunFolder, write_atomically
+from dataeff.specs.run import RunSpec, Synthetic
 
 TABLES = ("run", "metric", "evaluation", "attempt", "artifact")
 
@@ -85,6 +86,67 @@ def test_attempts_of_an_unfinished_run_are_recorded_and_follow_what_happens(data
         assert connection.execute("SELECT count(*) FROM run").fetchone() == (0,)
 
 
+def test_the_axes_beyond_the_paper_have_columns(database, store):
+    model = MODEL.model_copy(update={"experts": 4, "experts_per_token": 2, "loops": 3})
+    spec = run_spec(model=model, synthetic=Synthetic(samples="s1", share=0.5))
+    with database.write() as connection:
+        ingest(connection, [write_run(store, spec), write_run(store, run_spec())])
+        found = connection.execute("SELECT parameters_active, experts, loops, synthetic_share, samples FROM run ORDER BY loops")
+        assert found.fetchall() == [(MODEL.parameters_active, 1, 1, None, None), (model.parameters_active, 4, 3, 0.5, "s1")]
+
+
+def write_ensemble(store, members=("a", "b@1")) -> RunFolder:
+    spec = EnsembleSpec(corpus="c0ffee", members=list(members), validation_sequences=4, precision="float32")
+    folder = store.ensemble(spec.ensemble_id)
+    losses = [
+        SubsetLoss(averaging="logits", subset=subset, val_loss=loss) for subset, loss in (([0], 3.5), ([1], None), ([0, 1], None))
+    ]
+    result = EnsembleResult(ensemble_id=spec.ensemble_id, losses=losses, wall_seconds=1.5, device="cpu (test)")
+    write_atomically(folder.spec, spec.model_dump_json())
+    write_atomically(folder.result, result.model_dump_json())
+    return folder
+
+
+def write_samples(store) -> RunFolder:
+    spec = SampleSpec(members=["a"], sequences=8, separator=0, seed=3, precision="float32", temperature=0.9)
+    folder = store.samples(spec.sample_id)
+    result = SampleResult(
+        sample_id=spec.sample_id, fingerprint="f", sequences=8, context_length=16, dtype="uint16", cross_entropy=2.5,
+        entropy=2.25, tokens_per_second=10.0, wall_seconds=12.8, device="cpu (test)",
+    )  # fmt: skip
+    write_atomically(folder.spec, spec.model_dump_json())
+    write_atomically(folder.result, result.model_dump_json())
+    return folder
+
+
+def test_ensembles_and_samples_become_their_rows_once(database, store):
+    ensembles, samples = [write_ensemble(store), write_ensemble(store, ["b@1", "a"])], [write_samples(store)]
+    (store.path / "ensembles" / "unfinished").mkdir()
+    unfinished = RunFolder(store.path / "ensembles" / "unfinished")
+    for new in (2, 0):
+        with database.write() as connection:
+            assert ingest_ensembles(connection, [*ensembles, ensembles[0], unfinished]) == new
+            assert ingest_samples(connection, samples) == new // 2
+    id_ = ensembles[0].path.name
+    with database.read() as connection:
+        found = connection.execute("SELECT * EXCLUDE recorded_at FROM ensemble WHERE ensemble_id = $1", [id_]).fetchall()
+        assert found == [(id_, "c0ffee", ["a", "b@1"], 4, "float32", 1.5, "cpu (test)")]
+        found = connection.execute("FROM ensemble_loss WHERE ensemble_id = $1 ORDER BY number", [id_]).fetchall()
+        assert found == [(id_, 0, "logits", [0], 3.5), (id_, 1, "logits", [1], None), (id_, 2, "logits", [0, 1], None)]
+        assert connection.execute("SELECT count(*) FROM ensemble_loss").fetchone() == (6,)
+        found = connection.execute("SELECT * EXCLUDE (sample_id, recorded_at) FROM sample").fetchall()
+        assert found == [(["a"], "members", 8, 16, 0.9, 1.0, 3, "f", 2.5, 2.25, 10.0, 12.8, "cpu (test)")]
+
+
+def test_an_ensemble_in_the_folder_of_another_is_refused(database, store):
+    moved = write_ensemble(store).path.rename(store.path / "ensembles" / "0123456789abcdef")
+    with (
+        pytest.raises(InputError, match=r"0123456789abcdef holds ensemble .* move the folder back"),
+        database.write() as connection,
+    ):
+        ingest_ensembles(connection, [RunFolder(moved)])
+
+
 def test_a_damaged_folder_is_named_and_nothing_of_the_batch_is_recorded(database, store):
     good, bad = write_run(store, run_spec()), write_run(store, run_spec(lr=1e-2))
     write_atomically(bad.result, bad.result.read_text()[:50])
@@ -123,6 +185,9 @@ def test_a_cell_recorded_again_becomes_what_is_given(database):
         "study": "s",
         "recipe": "r",
         "recipe_limit": "N",
+        "objective": "single",
+        "averaging": "logits",
+        "members": 1,
         "seed_tokens": 1,
         "size": "n",
         "parameters_total": 2,

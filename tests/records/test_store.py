@@ -10,6 +10,7 @@ import threading
 
 import duckdb
 import pytest
+from conftest import RUN
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import registry
 from sqlmodel import SQLModel, select
@@ -81,6 +82,30 @@ def test_the_migrations_make_exactly_the_declared_tables(database, tmp_path):
     with duckdb.connect(tmp_path / "declared.duckdb") as connection:
         assert connection.execute(SHAPE).fetchall() == migrated
     assert len(migrated) > 90
+
+
+def test_a_database_of_the_first_schema_keeps_its_rows(database):
+    """Made by the first migration alone, with rows of every table that the later ones change."""
+    _, name, schema = migrations()[0]
+    with duckdb.connect(database.path) as connection:
+        connection.execute(schema)
+        connection.execute("INSERT INTO schema_migration VALUES (1, $1, now())", [name])
+        old = RUN.replace(", 1 AS parameters_active, 1 AS experts, 1 AS loops", "")
+        for id_, loss in (("a", 3.0), ("b", 3.1)):
+            connection.execute(old, {"id": id_, "status": "finished", "loss": loss})
+        connection.execute("UPDATE run SET parameters_total = 7 WHERE run_id = 'b'")
+        connection.execute("INSERT INTO trial VALUES ('s/r/1/n', 'a', 'search', 0, [0]), ('s/r/1/n', 'b', 'replicate', 1, [0])")
+        connection.execute("""INSERT INTO cell VALUES ('s/r/1/n', 's', 'r', 'best', 1, 'n', 7, 7, '{"lr": [1]}', [1], '[[0]]',
+            '2026-01-02', 'stopped')""")
+    touch(database)
+    with database.read() as connection:
+        assert connection.execute("SELECT version FROM schema_migration ORDER BY 1").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT run_id, val_loss, parameters_active, experts, loops, samples FROM run").fetchall() == [
+            ("a", 3.0, 1, 1, 1, None), ("b", 3.1, 7, 1, 1, None)
+        ]  # fmt: skip
+        cell = connection.execute("SELECT objective, averaging, members, teacher, starts, search_stopped FROM cell").fetchall()
+        assert cell == [("single", "logits", 1, None, "[[0]]", "stopped")]
+        assert connection.execute("SELECT val_loss_mean, seeds FROM best_run").fetchall() == [(3.05, 2)]
 
 
 def test_every_table_view_column_and_macro_is_described_in_the_readme(database):

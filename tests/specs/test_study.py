@@ -6,6 +6,7 @@ import pytest
 
 from dataeff.errors import OffGridError, StudyError
 from dataeff.share import shared_folder
+from dataeff.specs.demand import Demand
 from dataeff.specs.grid import Grid
 from dataeff.specs.study import Study, StudySpec, carried_studies
 
@@ -56,6 +57,16 @@ MISTAKES = {
     "an unknown baseline": ('baseline = "standard"', 'baseline = "standrad"', "did you mean 'standard'"),
     "an unknown base": ('base = "standard"', 'base = "standrad"', "'standard'"),
     "a recipe built on itself": ('base = "standard"', 'base = "regularized"', "standard"),
+    "a limit over K of one member": ('limit = "N"', 'limit = "K then N"', "set members to 3 or more"),
+    "a change of nothing": ('base = "standard"', 'change = { lr = "x 2" }', "name one"),
+    "a change that is no factor": ('base = "standard"', 'base = "standard"\nchange = { lr = "twice" }', 'such as "x 2"'),
+    "an axis that nothing decides": ('base = "standard"', 'tune = ["lr"]', "no base to follow"),
+    "a tuned axis off the grid": ('base = "standard"', 'tune = ["learning_rate"]', "not on the grid"),
+    "an unknown size of a recipe": ('base = "standard"', 'sizes = ["width63"]', "did you mean 'width64'"),
+    "an unknown key of a recipe's training": ('base = "standard"', 'training = { dropuot = 0.1 }', "did you mean 'dropout'"),
+    "a context that only one recipe has": ('base = "standard"', 'training = { context_length = 32 }', "set it in [training]"),
+    "an unknown teacher": ('base = "standard"', 'teacher = { recipe = "standart" }', "did you mean 'standard'"),
+    "snapshots of one cycle": ('base = "standard"', 'members = 3\nvary = "snapshot"', "set both to one number"),
     "a negative weight decay": ("weight_decay = 0.1 }", "weight_decay = -0.1 }", "greater than or equal to 0"),
     "a start off the grid": ("start = { lr = 3e-2", "start = { lr = 0.5", "not on the grid"),
     "an unknown corpus": ('"state-of-the-union"', '"sotu"', "state-of-the-union"),
@@ -84,7 +95,7 @@ def test_a_cell_comes_after_the_cells_it_starts_from():
     spec = Study.load("quickstart").spec
     seen: set[str] = set()
     for cell in spec.cells:
-        assert set(cell.waits_for) <= seen
+        assert {cell.neighbour, cell.base, cell.teacher} - {None} <= seen
         seen.add(cell.id)
     assert len(seen) == len(spec.cells) == len(spec.recipes) * len(spec.seed_tokens) * len(spec.sizes)
 
@@ -99,7 +110,8 @@ def test_two_recipes_that_want_the_same_point_want_one_run():
     spec = Study.load("quickstart").spec
     cells = {cell.recipe: cell for cell in spec.cells if cell.size.name == "width16" and cell.seed_tokens == spec.seed_tokens[0]}
     values = {"lr": 1e-2, "weight_decay": 0.1, "epochs": 4.0}
-    ids = {spec.run_spec(cell, cell.grid.point(values), 0, "abc", 1024).run_id for cell in cells.values()}
+    demand = Demand(spec, "abc", 1024, 0)
+    ids = {demand.run(cell, cell.grid.point(values), 0, 0).run_id for cell in cells.values()}
     assert len(ids) == 1
 
 

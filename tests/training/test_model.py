@@ -1,4 +1,4 @@
-"""The decoder against Hugging Face's Llama, and against what ModelSpec says of it."""
+"""The decoder against Hugging Face's Llama, against itself without a cache, and against what ModelSpec says of it."""
 
 from __future__ import annotations
 
@@ -62,6 +62,61 @@ def test_token_losses_are_the_cross_entropy_of_the_logits(model_spec: ModelSpec)
     expected = F.cross_entropy(model(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
     torch.testing.assert_close(model.token_losses(tokens), expected)
     torch.testing.assert_close(model.loss(tokens), expected.mean())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_smoothed_and_z_losses_are_those_of_the_whole_logits(model_spec: ModelSpec, precision: str) -> None:
+    model, tokens = Decoder(model_spec, seed=0), tokens_of(model_spec)
+    with torch.no_grad():  # logits far from 0, so that the log normaliser is too
+        model.lm_head.weight.mul_(20).add_(0.3)
+    logits = model(tokens)[:, :-1].transpose(1, 2)  # (B, V, T - 1)
+    expected = F.cross_entropy(logits, tokens[:, 1:], label_smoothing=0.1) + 0.05 * logits.logsumexp(dim=1).square().mean()
+    expected.backward()
+    gradients = [weight.grad for weight in model.parameters()]
+    model.zero_grad()
+    with autocast(tokens.device, precision):
+        loss = model.loss(tokens, label_smoothing=0.1, z_loss=0.05)
+    loss.backward()
+    tolerance = 1e-5 if precision == "float32" else 0.03
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0)
+    for weight, gradient in zip(model.parameters(), gradients, strict=True):
+        assert (weight.grad - gradient).norm() < tolerance * gradient.norm()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"loops": 3}, {"experts": 4, "experts_per_token": 2, "loops": 2}],
+    ids=["grouped", "ungrouped", "one kv head", "looped", "looped experts"],
+)
+def test_logits_with_a_cache_are_those_of_the_whole_sequence(model_spec: ModelSpec, change: dict[str, int]) -> None:
+    spec = model_spec.model_copy(update=change)
+    model, tokens = Decoder(spec, seed=0), tokens_of(spec)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(10) if weight.ndim == 2 else None
+    expected, caches, start = model(tokens), model.caches(len(tokens)), 0
+    for count in (5, 1, 1, 3, 6):
+        logits = model.next_logits(tokens[:, start : start + count], caches)
+        start += count
+        torch.testing.assert_close(logits, expected[:, start - 1], rtol=1e-5, atol=1e-5)
+    assert start == spec.context_length and expected.std() > 0.5
+
+
+def test_a_looped_model_is_a_deeper_one_whose_layers_share_weights(model_spec: ModelSpec) -> None:
+    looped = Decoder(model_spec.model_copy(update={"loops": 2}), seed=0)
+    deep, tokens = Decoder(model_spec.model_copy(update={"layers": 4}), seed=1), tokens_of(model_spec)
+    weights = looped.state_dict()
+    layers = {name.replace(f"layers.{i}.", f"layers.{i + 2}."): w for name, w in weights.items() for i in (0, 1)}
+    deep.load_state_dict(weights | layers)
+    losses = looped.loss(tokens), deep.loss(tokens)
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    for loss in losses:
+        loss.backward()
+    theirs = dict(deep.named_parameters())
+    for name, weight in looped.model.layers.named_parameters():
+        number, _, rest = name.partition(".")
+        shared = theirs[f"model.layers.{name}"].grad + theirs[f"model.layers.{int(number) + 2}.{rest}"].grad
+        torch.testing.assert_close(weight.grad, shared, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_losses_are_averaged_in_float32(model_spec: ModelSpec) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from dataeff.specs.run import RunSpec
 from dataeff.training.model import Decoder
-from dataeff.training.optim import learning_rate, optimizers
+from dataeff.training.optim import averaging_weight, cycle_bounds, learning_rate, optimizers
 
 
 def decayed(name: str) -> bool:
@@ -38,9 +38,11 @@ def test_adamw_steps_follow_the_closed_form_and_decay_only_matrices(spec: RunSpe
         torch.testing.assert_close(weight.double(), weights[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("experts", [1, 3])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_with_no_gradient_only_decayed_weights_shrink_by_lr_times_decay(spec: RunSpec, optimizer: str) -> None:
-    spec = spec.model_copy(update={"weight_decay": 0.4, "lr": 0.1, "optimizer": optimizer})
+def test_with_no_gradient_only_decayed_weights_shrink_by_lr_times_decay(spec: RunSpec, optimizer: str, experts: int) -> None:
+    model_spec = spec.model.model_copy(update={"experts": experts})
+    spec = spec.model_copy(update={"weight_decay": 0.4, "lr": 0.1, "optimizer": optimizer, "model": model_spec})
     model = Decoder(spec.model, seed=0)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for weight in model.parameters():
@@ -85,3 +87,49 @@ def test_the_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero() -> 
 def test_a_short_run_warms_up_for_one_step_and_starts_at_the_peak(steps: int) -> None:
     assert learning_rate(0, steps, 0.1, 0.01) == 0.1
     assert learning_rate(steps - 1, steps, 0.1, 0.01) > 0
+
+
+@pytest.mark.parametrize("decay_fraction", [0.2, 0.75, 1.0])
+def test_wsd_keeps_the_peak_then_falls_along_a_line_to_zero_one_past_the_end(decay_fraction: float) -> None:
+    steps, warmup, peak = 1000, 10, 3e-3
+    decay = min(round(decay_fraction * steps), steps - warmup)
+    rates = [learning_rate(step, steps, peak, 0.01, decay_fraction=decay_fraction) for step in range(steps + 1)]
+    assert rates[:warmup] == pytest.approx([peak * k / 10 for k in range(1, 11)])
+    assert rates[warmup : steps - decay] == [peak] * (steps - warmup - decay)
+    falls = [a - b for a, b in zip(rates[steps - decay - 1 :], rates[steps - decay :], strict=False)]
+    assert falls == pytest.approx([peak / (decay + 1)] * (decay + 1))
+    assert rates[-2] > 0 == rates[-1]
+    assert sum(rates) == pytest.approx(peak * ((warmup + 1) / 2 + (steps - warmup - decay) + decay / 2))  # the area
+
+
+def test_the_shortest_wsd_runs_have_no_update_at_rate_zero() -> None:
+    rates = [[learning_rate(step, steps, 0.1, 0.01, decay_fraction=0.2) for step in range(steps)] for steps in (1, 2, 3)]
+    assert rates == [[0.1], [0.1, 0.05], [0.1, 0.1, 0.05]]
+
+
+@pytest.mark.parametrize("decay_fraction", [None, 0.3])
+@pytest.mark.parametrize(("steps", "cycles"), [(24, 3), (100, 7), (5, 5), (9, 1)])
+def test_each_cycle_is_a_schedule_of_its_own_and_they_are_equally_long(steps: int, cycles: int, decay_fraction) -> None:
+    bounds = sorted({cycle_bounds(step, steps, cycles) for step in range(steps)})
+    lengths = [end - begin for begin, end in bounds]
+    assert len(lengths) == cycles and sum(lengths) == steps and max(lengths) - min(lengths) <= 1
+    alone = [learning_rate(s, n, 0.1, 0.2, decay_fraction=decay_fraction) for n in lengths for s in range(n)]
+    assert alone == [learning_rate(s, steps, 0.1, 0.2, decay_fraction=decay_fraction, cycles=cycles) for s in range(steps)]
+
+
+def test_averages_are_plain_means_at_first_or_over_the_last_steps_and_exponential_later(spec: RunSpec) -> None:
+    values = torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def averages(**change: float) -> list[float]:
+        held, found = math.pi, []
+        for step, value in enumerate(values, start=1):
+            held += averaging_weight(step, spec.model_copy(update=change)) * (value - held)
+            found.append(held)
+        return found
+
+    exponential, last = averages(ema=0.9), averages(swa_fraction=0.25)
+    for n in range(1, 25):
+        mean = sum(values[: min(n, 10)]) / min(n, 10)  # of the ten steps in which 1 / n is 1 - 0.9 or more
+        closed = 0.9 ** max(0, n - 10) * mean + sum(0.1 * 0.9 ** (n - k) * values[k - 1] for k in range(11, n + 1))
+        assert exponential[n - 1] == pytest.approx(closed)
+        assert last[n - 1] == pytest.approx(sum(values[18:n]) / (n - 18) if n > 18 else values[n - 1])

@@ -21,7 +21,7 @@ from dataeff.specs.run import ModelSpec, RunSpec
 from dataeff.training.checkpoint import CheckpointError, load_checkpoint
 from dataeff.training.model import Decoder
 from dataeff.training.optim import learning_rate, optimizers
-from dataeff.training.step import accumulate_gradients, sequence_order, uniform_loss_bound
+from dataeff.training.step import accumulate_gradients, sequence_order, training_loss, uniform_loss_bound
 from dataeff.training.trainer import Preempted, Progress, train
 
 FACTS_OF_TIME = {"wall_seconds", "tokens_per_second", "started_at", "ended_at", "peak_memory_bytes"}
@@ -38,17 +38,29 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
-    a, b = load_file(first), load_file(second)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    """Final weights and snapshots of two run folders have the same bits."""
+    files = [sorted(path.relative_to(run) for path in run.rglob("*.safetensors")) for run in (first, second)]
+    assert files[0] == files[1] != []
+    for file in files[0]:
+        a, b = load_file(first / file), load_file(second / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(params=["plain", "dropout, reshuffled", "muon, bfloat16"])
+@pytest.fixture(params=["plain", "dropout, reshuffled", "muon, bfloat16", "ema, cycles", "swa, wsd, experts"])
 def variant(request: pytest.FixtureRequest, spec: RunSpec) -> RunSpec:
     changes = {
         "plain": {},
         "dropout, reshuffled": {"dropout": 0.1, "order": "reshuffled"},
         "muon, bfloat16": {"optimizer": "muon", "precision": "bfloat16"},
+        "ema, cycles": {"ema": 0.8, "cycles": 3},
+        "swa, wsd, experts": {
+            "swa_fraction": 0.5,
+            "schedule": "wsd",
+            "z_loss": 1e-3,
+            "label_smoothing": 0.1,
+            "model": spec.model.model_copy(update={"experts": 3, "experts_per_token": 2}),
+        },
     }
     return spec.model_copy(update=changes[request.param])
 
@@ -58,10 +70,10 @@ def test_the_same_spec_gives_the_same_bits(variant, tmp_path, train_tokens, vali
     torch.manual_seed(99)  # nothing outside the spec may matter
     second = train(variant, RunFolder(tmp_path / "b"), train_tokens, validation, device="cpu")
     assert losses(first) == losses(second)
-    assert_same_weights(tmp_path / "a/weights.safetensors", tmp_path / "b/weights.safetensors")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("stops", [[1], [7, 5], [23]])
+@pytest.mark.parametrize("stops", [[1], [7, 5], [8, 15]])
 def test_a_run_resumed_after_preemption_ends_in_the_same_bits(variant, stops, tmp_path, train_tokens, validation) -> None:
     whole = train(variant, RunFolder(tmp_path / "whole"), train_tokens, validation, device="cpu")
     folder = RunFolder(tmp_path / "parts")
@@ -71,7 +83,7 @@ def test_a_run_resumed_after_preemption_ends_in_the_same_bits(variant, stops, tm
         assert not folder.result.exists()
     resumed = train(variant, folder, train_tokens, validation, device="cpu")
     assert losses(resumed) == losses(whole)
-    assert_same_weights(tmp_path / "whole/weights.safetensors", folder.weights)
+    assert_same_weights(tmp_path / "whole", folder.path)
     assert not folder.checkpoint.exists()
 
 
@@ -91,7 +103,8 @@ def test_a_checkpoint_on_disk_holds_no_pickle_and_only_the_last_step(spec, folde
     with pytest.raises(Preempted):
         train(spec, folder, train_tokens, validation, checkpoint_seconds=0, should_stop=stop_after(5))
     assert sorted(path.name for path in folder.checkpoint.iterdir()) == ["000000005.safetensors", "state.json"]
-    assert "optimizer.0.0.exp_avg" in load_file(folder.checkpoint / "000000005.safetensors")
+    kinds = {name.partition(".")[0] for name in load_file(folder.checkpoint / "000000005.safetensors")}
+    assert kinds == {"model", "optimizer"}
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "cut short", "gone", "state cut short"])
@@ -162,6 +175,30 @@ def test_a_tiny_learning_rate_is_slow_but_not_diverged(spec, folder, train_token
     result = train(spec.model_copy(update={"lr": 1e-9}), folder, train_tokens, validation)
     assert result.status == "finished"
     assert result.val_loss == pytest.approx(math.log(spec.model.vocabulary), abs=0.05)
+
+
+@pytest.mark.parametrize("terms", [{}, {"label_smoothing": 0.3}, {"z_loss": 0.1}, {"experts": 4, "balance_loss": 0.5}])
+def test_an_untrained_model_is_near_the_bound_of_divergence_and_below_it(terms: dict, spec: RunSpec) -> None:
+    model = spec.model.model_copy(update={"hidden": 64, "experts": terms.get("experts", 1)})
+    spec = spec.model_copy(update={**terms, "model": model})
+    batch = torch.randint(64, (64, 16), generator=torch.Generator().manual_seed(0))
+    loss = training_loss(Decoder(model, seed=0), spec, (), batch).item()
+    assert loss < uniform_loss_bound(spec)
+    assert loss > 0.95 * (uniform_loss_bound(spec) - (0.5 * 3 if "experts" in terms else 0))  # an even balance is 1, not 4
+
+
+def test_label_smoothing_and_z_loss_hold_logits_back(spec, tmp_path, train_tokens, validation) -> None:
+    spec, found = spec.model_copy(update={"epochs": 40}), {}
+    for name, change in {"plain": {}, "smooth": {"label_smoothing": 0.2}, "z": {"z_loss": 0.1}}.items():
+        folder = RunFolder(tmp_path / name)
+        assert train(spec.model_copy(update=change), folder, train_tokens, validation).status == "finished"
+        model = Decoder(spec.model, seed=0)
+        model.load_state_dict(load_file(folder.weights))
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(train_tokens.astype(np.int64)).view(-1, 16))
+        found[name] = logits.softmax(dim=-1).amax(dim=-1).mean(), logits.logsumexp(dim=-1).square().mean()
+    assert found["smooth"][0] < found["plain"][0] - 0.05
+    assert found["z"][1] < 0.1 * found["plain"][1]
 
 
 def test_a_finished_run_is_returned_without_training_again(spec, folder, train_tokens, validation) -> None:

@@ -1,0 +1,80 @@
+"""What is known so far about the points of a study: the losses of its runs and the limits of its ensembles.
+
+A fact is a result on disk, whoever made it. Losses come from the database or from a run folder not yet ingested;
+ensembles and samples are read from their folders. Nothing is trained or written here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from dataeff.errors import InputError
+from dataeff.laws.fit import fit_power_law
+from dataeff.specs.demand import Demand
+from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleSpec
+from dataeff.specs.grid import Point
+from dataeff.specs.result import RunFolder, RunResult, Store, load_fact
+from dataeff.specs.run import RunSpec
+from dataeff.specs.study import Cell
+
+
+def limit_of_members(curve: list[tuple[int, float]]) -> float:
+    """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
+    all K members where the points show no limit (the view `ensemble_asymptote` does the same); inf for an empty curve.
+    """
+    if not curve:
+        return math.inf
+    try:
+        fit = fit_power_law(*zip(*curve, strict=True))
+    except InputError:  # fewer than three points
+        return curve[-1][1]
+    return curve[-1][1] if set(fit.warnings) - {"no_freedom"} else fit.law.e
+
+
+class Facts:
+    """What is recorded beside a database. `found` is told of every fact met on disk that the database may lack."""
+
+    def __init__(self, losses: dict[str, float], store: Store, found: Callable[[RunFolder], None] = lambda folder: None) -> None:
+        self._losses, self._store, self._found = losses, store, found
+        self._ensembles: dict[str, EnsembleResult] = {}
+
+    def has(self, spec: RunSpec | EnsembleSpec | SampleSpec) -> bool:
+        """Return whether the spec's result is there."""
+        if isinstance(spec, RunSpec):
+            return self.loss(spec) is not None
+        if isinstance(spec, EnsembleSpec):
+            return self.ensemble(spec) is not None
+        if there := self._store.folder_of(spec).result.exists():
+            self._found(self._store.folder_of(spec))
+        return there
+
+    def loss(self, spec: RunSpec) -> float | None:
+        """Return the validation loss of a run in nats per token, inf if it diverged, None if it is not recorded."""
+        run_id = spec.run_id
+        if run_id not in self._losses:
+            folder = self._store.folder_of(spec)
+            if not folder.result.exists():
+                return None
+            loss = load_fact(RunResult, folder.result).val_loss
+            self._losses[run_id] = math.inf if loss is None else loss
+            self._found(folder)
+        return self._losses[run_id]
+
+    def ensemble(self, spec: EnsembleSpec) -> EnsembleResult | None:
+        """Return the losses of an ensemble and its subsets, None if it is not recorded."""
+        ensemble_id, folder = spec.ensemble_id, self._store.folder_of(spec)
+        if ensemble_id not in self._ensembles and folder.result.exists():
+            self._ensembles[ensemble_id] = load_fact(EnsembleResult, folder.result)
+            self._found(folder)
+        return self._ensembles.get(ensemble_id)
+
+    def value(self, demand: Demand, cell: Cell, point: Point) -> float | None:
+        """Return what the search of a cell minimises at a point, inf where a run diverged, None if it is not all recorded."""
+        losses = [self.loss(run) for run in demand.searched(cell, point)]
+        if None in losses:
+            return None
+        if demand.recipe(cell).objective == "single" or math.inf in losses:
+            return max(losses)
+        result = self.ensemble(demand.ensemble(cell, point))
+        return limit_of_members(result.curve(demand.recipe(cell).averaging)) if result else None

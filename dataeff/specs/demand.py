@@ -1,0 +1,131 @@
+"""Demand: the runs, ensembles and samples that the cells of a study ask for, on one built corpus.
+
+    a point of a cell   ->  its run; with the objective K, the runs of its members and their ensemble
+    a cell's optimum    ->  besides, its repeats under the other seeds, or its members and their ensemble
+    a taught cell       ->  before anything else, samples of its teacher's members
+
+Pure values: nothing here knows what is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
+from dataeff.specs.grid import Grid, Point
+from dataeff.specs.run import TRAINER_VERSION, RunSpec, Synthetic, TeacherLogits
+from dataeff.specs.study import WHOLE_AXES, Cell, RecipeSpec, StudySpec, changed
+
+Optima = Mapping[str, Mapping[str, float] | None]  # values by axis, by cell id; None where a search found none
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A study, and what its corpus came to: fingerprint, tokens in the vocabulary, id of the separator."""
+
+    study: StudySpec
+    corpus: str
+    vocabulary: int
+    separator: int
+
+    def recipe(self, cell: Cell) -> RecipeSpec:
+        return self.study.recipes[cell.recipe]
+
+    def place(self, cell: Cell, optima: Optima) -> tuple[Cell, tuple[Point, ...], str | None]:
+        """Return the cell with the axes that follow its base's optimum set, its starting points, and a note on axes set
+        outside the study's grid. `optima` are those of its base and its neighbour.
+        """
+        recipe, notes = self.recipe(cell), []
+        followed = optima.get(cell.base) if cell.base else None
+        goal = {axis: changed(axis, value, recipe.change) for axis, value in (followed or {}).items()}
+        if followed and recipe.tune is not None:
+            free = [axis for axis in self.study.grid if axis not in (*recipe.tune, *recipe.fixed)]
+            cell = replace(cell, grid=Grid({**cell.grid.axes, **{axis: (goal[axis],) for axis in free}}))
+            for axis in free:
+                values = self.study.grid[axis]
+                if not values[0] <= goal[axis] <= values[-1]:
+                    notes.append(f"{axis} {goal[axis]:g} lies outside the study's grid, {values[0]:g} to {values[-1]:g}")
+        starts = [cell.grid.nearest(values) for values in (optima.get(cell.neighbour), goal) if values]
+        if recipe.start == "middle":
+            starts = [cell.grid.middle, *starts]
+        elif isinstance(recipe.start, dict):
+            fixed = {name: values[0] for name, values in cell.grid.axes.items() if len(values) == 1}
+            starts = [cell.grid.point({**recipe.start, **fixed}), *starts]
+        return cell, tuple(dict.fromkeys(starts)) or (cell.grid.middle,), "; ".join(notes) or None
+
+    def run(self, cell: Cell, point: Point, train_seed: int, data_seed: int) -> RunSpec:
+        """Return the run at `point` of a placed (and, where it has a teacher, taught) cell."""
+        shared = self.study.training_of(cell.recipe).model_dump(exclude={"context_length", "rope_theta"})
+        axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
+        return RunSpec(
+            **{
+                **shared,
+                **axes,
+                "trainer_version": TRAINER_VERSION,
+                "corpus": self.corpus,
+                "seed_tokens": cell.seed_tokens,
+                "model": self.study.model(cell.size, self.vocabulary),
+                "train_seed": train_seed,
+                "data_seed": data_seed,
+                "synthetic": cell.taught if isinstance(cell.taught, Synthetic) else None,
+                "teacher_logits": cell.taught if isinstance(cell.taught, TeacherLogits) else None,
+            }
+        )
+
+    def members(self, cell: Cell, point: Point) -> list[RunSpec]:
+        """Return the runs of a point's members, the tuned one first: one run alone where members are its snapshots."""
+        first, vary = self.study.seeds[0], self.recipe(cell).vary
+        count = 1 if vary == "snapshot" else self.recipe(cell).members
+        return [
+            self.run(cell, point, first + (k if vary != "data_seed" else 0), first + (k if vary != "train_seed" else 0))
+            for k in range(count)
+        ]
+
+    def searched(self, cell: Cell, point: Point) -> list[RunSpec]:
+        """Return the runs whose losses are the point's objective."""
+        members = self.members(cell, point)
+        return members if self.recipe(cell).objective == "K" else members[:1]
+
+    def repeats(self, cell: Cell, optimum: Point) -> list[RunSpec]:
+        """Return the runs of an optimum under other seeds: its members where it has several, else the study's seeds."""
+        members = self.members(cell, optimum)
+        return members[1:] or [self.run(cell, optimum, seed, seed) for seed in self.study.seeds[1:]]
+
+    def ensemble(self, cell: Cell, point: Point) -> EnsembleSpec | None:
+        """Return the ensemble of a point's members; None for a recipe of single models."""
+        if self.recipe(cell).members == 1:
+            return None
+        return EnsembleSpec(
+            corpus=self.corpus,
+            members=self.member_names(cell, point),
+            validation_sequences=self.study.training.validation_sequences,
+            precision=self.study.training.precision,
+        )
+
+    def member_names(self, cell: Cell, point: Point) -> list[str]:
+        """Return the members as `EnsembleSpec` names them; of snapshots the last, which is the run itself, comes first."""
+        runs = [run.run_id for run in self.members(cell, point)]
+        if self.recipe(cell).vary == "snapshot":
+            return [*runs, *(f"{runs[0]}@{cycle}" for cycle in range(self.recipe(cell).members - 1, 0, -1))]
+        return runs
+
+    def taught(self, cell: Cell, teachers: list[str]) -> tuple[Cell, SampleSpec | None]:
+        """Return the cell with what its teacher's members make of it, and the samples that this needs first."""
+        asked = self.recipe(cell).teacher
+        if asked.kind == "logits":
+            return replace(
+                cell, taught=TeacherLogits(members=teachers, weight=asked.weight, temperature=asked.temperature)
+            ), None
+        samples = SampleSpec(
+            members=teachers,
+            pool=asked.pool,
+            sequences=math.ceil(cell.seed_tokens * asked.tokens_per_seed_token / self.study.training.context_length),
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            separator=self.separator,
+            seed=self.study.seeds[0],
+            precision=self.study.training.precision,
+        )
+        return replace(cell, taught=Synthetic(samples=samples.sample_id, share=asked.share)), samples

@@ -1,0 +1,234 @@
+"""The views over ensembles, against known laws, `dataeff.laws.fit` and the search's own certificate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from dataeff.laws.fit import fit_power_law
+from dataeff.search.coordinate_descent import certificate
+from dataeff.specs.grid import Grid
+
+LR = {"lr": [1e-3, 3e-3, 1e-2]}
+
+
+def in_k(limit: float, a: float = 0.2, alpha: float = 0.9):
+    """Losses of subsets that follow a law in their number of members."""
+    return lambda subset: limit + a * len(subset) ** -alpha
+
+
+def noisy(seed: int, limit: float = 3.0, spread: float = 0.004):
+    """Such losses of members of which some are better than others."""
+    quality = [random.Random(f"{seed} {place}").gauss(0, spread) for place in range(8)]
+    return lambda subset: in_k(limit)(subset) + sum(quality[place] for place in subset) / len(subset)
+
+
+def curve(losses, places) -> tuple[list[int], list[float]]:
+    """K and the mean loss over all subsets of K of these places."""
+    ks = list(range(1, len(places) + 1))
+    return ks, [sum(map(losses, itertools.combinations(places, k))) / math.comb(len(places), k) for k in ks]
+
+
+def objective(losses, members: int) -> float:
+    """What a search minimises, by `dataeff.laws`: the limit, or the loss of all members where the law has none."""
+    fit = fit_power_law(*curve(losses, range(members)))
+    return losses(tuple(range(members))) if set(fit.warnings) - {"no_freedom"} else fit.law.e
+
+
+def tuned(recorded, losses, members=4, limit="K", **keywords) -> str:
+    """Record a cell that minimises the limit; `losses`: by coordinates, from subsets to losses."""
+    cell = recorded.cell({}, limit=limit, objective="K", members=members, **keywords)
+    for coordinates, of_subset in losses.items():
+        recorded.ensemble(cell, coordinates, of_subset, members)
+    return cell
+
+
+@pytest.mark.parametrize("averaging", ["logits", "probabilities", "weights"])
+def test_losses_that_follow_a_law_in_members_give_back_its_limit(recorded, averaging):
+    recorded.ensemble(recorded.cell({}), (0,), in_k(3.2, 0.3, 0.95), 5, averaging=averaging)
+    (row,) = recorded.rows("FROM ensemble_asymptote")
+    assert (row["limit_loss"], row["a"], row["alpha"]) == pytest.approx((3.2, 0.3, 0.95), abs=1e-4)
+    assert row["objective_loss"] == row["limit_loss"]
+    assert (row["averaging"], row["members"], row["coordinates"]) == (averaging, 5, [0])
+    assert row["val_loss"] == pytest.approx(3.2 + 0.3 * 5**-0.95)
+
+
+def test_the_value_of_a_point_is_that_of_laws_fit(recorded):
+    cell = recorded.cell({}, axes={"lr": list(range(1, 31))}, objective="K", members=4)
+    for i in range(30):
+        recorded.ensemble(cell, (i,), noisy(i, spread=0.05 if i % 3 == 0 else 0.004), 3 + i % 3)
+    found = {row["coordinates"][0]: row["val_loss"] for row in recorded.rows("FROM grid_point")}
+    views = {row["coordinates"][0]: row["objective_loss"] for row in recorded.rows("FROM ensemble_asymptote")}
+    for i in range(30):
+        wanted = objective(noisy(i, spread=0.05 if i % 3 == 0 else 0.004), 3 + i % 3)
+        assert (found[i], views[i]) == pytest.approx((wanted, wanted), abs=1e-6)
+
+
+@pytest.mark.parametrize("members", [4, 5])
+def test_the_interval_is_that_of_the_jackknife_over_members(recorded, members):
+    losses = noisy(1)
+    recorded.ensemble(recorded.cell({}), (0,), losses, members)
+    (row,) = recorded.rows("FROM ensemble_asymptote")
+    limits = [
+        fit_power_law(*curve(losses, [place for place in range(members) if place != left_out])).law.e
+        for left_out in range(members)
+    ]
+    mean = sum(limits) / members
+    error = math.sqrt((members - 1) / members * sum((limit - mean) ** 2 for limit in limits))
+    assert row["standard_error"] == pytest.approx(error, rel=1e-3)
+    assert (row["e_low"], row["e_high"]) == pytest.approx((row["e"] - 1.645 * error, row["e"] + 1.645 * error), abs=1e-6)
+    assert (row["interval_reason"], row["reason"]) == (None, None)
+
+
+def test_what_has_no_limit_or_no_interval_says_why(recorded):
+    def not_finite(subset):
+        return None if 1 in subset else 3.0
+
+    cell = recorded.cell({}, axes={"lr": [1, 2, 3, 4, 5]})
+    recorded.ensemble(cell, (0,), in_k(3.0), 3)
+    recorded.ensemble(cell, (1,), in_k(3.0), 2)
+    recorded.ensemble(cell, (2,), lambda subset: 3.0 + 0.5 * len(subset), 4, averaging="weights")
+    recorded.ensemble(cell, (3,), not_finite, 4)
+    recorded.ensemble(cell, (4,), in_k(3.0), 4, averaging="weights")
+    rows = {row["coordinates"][0]: row for row in recorded.rows("FROM ensemble_asymptote")}
+    assert rows[0]["limit_loss"] == pytest.approx(3.0, abs=1e-4)
+    assert rows[0]["interval_reason"] == "leaving a member out needs 4 members; there are 3"
+    assert "needs 3 points; there are 2" in rows[1]["reason"]
+    assert rows[1]["objective_loss"] == rows[1]["val_loss"]
+    assert (rows[2]["limit_loss"], rows[2]["objective_loss"]) == (None, 5.0)
+    assert "do not fall" in rows[2]["reason"]
+    assert (rows[3]["val_loss"], rows[3]["limit_loss"], rows[3]["objective_loss"]) == (None, None, None)
+    assert rows[3]["reason"] == "the loss of its members is not finite"
+    assert rows[4]["interval_reason"] == "no subsets without the first member were evaluated"
+    assert all(row["e_low"] is None for row in rows.values())
+
+
+def test_the_certificate_of_limits_is_that_of_the_search(recorded):
+    draw = random.Random(0)
+    grid = Grid({"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (0.0, 0.1)})
+    tried = {}
+    for i in range(12):
+        points = {point: draw.randrange(10**6) for point in itertools.product(range(3), range(2)) if draw.random() < 0.9}
+        members = draw.choice([2, 4])
+        cell = tuned(
+            recorded,
+            {point: noisy(seed, 3 + seed % 5 / 9) for point, seed in points.items()},
+            members=members,
+            axes={name: list(values) for name, values in grid.axes.items()},
+            parameters=i + 1,
+        )
+        worth = recorded.rows(f"SELECT coordinates, val_loss FROM grid_point WHERE cell_id = '{cell}'")
+        tried[cell] = ({tuple(row["coordinates"]): row["val_loss"] for row in worth}, points.keys(), members)
+    states = set()
+    for row in recorded.rows("SELECT certificate.*, coordinates FROM best_run JOIN certificate USING (cell_id)"):
+        results, points, members = tried[row["cell_id"]]
+        assert results.keys() == points
+        twin = certificate(results, grid)
+        states.add(row["state"])
+        assert (row["state"], tuple(row["coordinates"]), row["margin"]) == (twin.state, twin.best, twin.margin)
+        assert row["within_noise"] is None
+        assert row["reason"].endswith(f"; each point is the {'loss' if members == 2 else 'limit'} of {members} members")
+    assert states == {"certified", "boundary", "open"}
+
+
+def test_a_point_whose_member_diverged_is_worse_and_one_not_yet_evaluated_was_not_run(recorded):
+    cell = tuned(recorded, {(1,): in_k(3.0)}, axes=LR)
+    recorded.trial(cell, "search", (0,), 2.5)
+    assert recorded.rows("SELECT coordinates FROM grid_point") == [{"coordinates": [1]}]
+    assert recorded.rows("SELECT state, neighbours_missing FROM certificate") == [{"state": "open", "neighbours_missing": 2}]
+    recorded.trial(cell, "member", (0,), math.inf)
+    recorded.trial(cell, "search", (2,), math.inf)
+    assert [row["val_loss"] is None for row in recorded.rows("FROM grid_point ORDER BY coordinates")] == [True, False, True]
+    assert recorded.rows("SELECT state, margin FROM certificate") == [{"state": "certified", "margin": None}]
+
+
+def test_the_optimum_for_many_members_need_not_be_that_of_one(recorded):
+    cell = recorded.cell({}, axes=LR, limit="K", objective="K", members=4)
+    for place, (limit, single) in enumerate([(3.2, 3.3), (3.0, 3.6), (3.1, 3.5)]):
+        recorded.ensemble(cell, (place,), in_k(limit), singles=[single, single + 0.1, single + 0.2, single + 0.3])
+    (row,) = recorded.rows("FROM best_run")
+    assert (row["coordinates"], row["val_loss"], row["seeds"], row["runs"]) == ([1], 3.6, 4, 12)
+    assert row["val_loss_mean"] == pytest.approx(3.75)
+
+
+def test_the_limit_in_members_is_the_least_over_sizes_with_its_own_interval(recorded):
+    for i, limit in enumerate((3.3, 3.1, 3.2)):
+        tuned(recorded, {(0,): noisy(i, limit)}, parameters=10**8 * (i + 1))
+    (row,) = recorded.rows("FROM asymptote")
+    (law,) = recorded.rows("FROM ensemble_asymptote WHERE cell_id LIKE '%/200000000'")
+    assert (row["kind"], row["variable"], row["points"]) == ("asymptote in K, best over N", "members", 4)
+    assert [row[name] for name in ("limit_loss", "e_low", "e_high", "a", "alpha", "rmse")] == pytest.approx(
+        [law[name] for name in ("limit_loss", "e_low", "e_high", "a", "alpha", "rmse")]
+    )
+    assert (row["best_trained"], row["best_cell"]) == (law["val_loss"], law["cell_id"])
+
+
+def test_nested_laws_give_back_the_limit_of_the_limits(recorded):
+    for n in (0.15, 0.3, 0.6, 1.4):
+        tuned(recorded, {(0,): in_k(3.17 + 0.05 * n**-0.9)}, limit="K then N", parameters=round(n * 1e9))
+    (row,) = recorded.rows("FROM asymptote")
+    assert (row["kind"], row["variable"], row["points"]) == ("asymptote in K, then N", "members, then parameters_total", 4)
+    assert (row["limit_loss"], row["a"], row["alpha"]) == pytest.approx((3.17, 0.05, 0.9), abs=1e-4)
+    assert row["best_trained"] == pytest.approx(3.17 + 0.05 * 1.4**-0.9 + 0.2 * 4**-0.9)
+
+
+def test_the_interval_of_nested_laws_takes_the_errors_of_the_limits(recorded):
+    for i, n in enumerate((0.15, 0.3, 0.6, 1.4)):
+        tuned(recorded, {(0,): noisy(i, 3.17 + 0.05 * n**-0.9, 1e-4)}, limit="K then N", parameters=round(n * 1e9))
+    (row,) = recorded.rows("""SELECT e_low, e_high, power_law_interval(xs, ys, power_law(xs, ys), sd) AS wanted
+        FROM asymptote, (SELECT list(parameters_total / 1e9) AS xs, list(limit_loss) AS ys, sqrt(avg(standard_error ^ 2)) AS sd FROM cell_limit)""")
+    assert (row["e_low"], row["e_high"]) == pytest.approx((row["wanted"]["low"], row["wanted"]["high"]))
+
+
+def test_a_limit_over_limits_that_are_missing_says_what_is(recorded):
+    for i, members in enumerate((4, 4, 2)):
+        tuned(recorded, {(0,): in_k(3.0)}, limit="K then N", parameters=10**8 * (i + 1), members=members)
+    recorded.cell({(0,): 3.0}, recipe="unevaluated", limit="K")
+    rows = {row["recipe"]: row for row in recorded.rows("FROM asymptote")}
+    assert rows["standard"]["limit_loss"] is None
+    assert "there are 2; 1 of 3 sizes have no limit in K: a law with three parameters" in rows["standard"]["reason"]
+    assert rows["unevaluated"]["reason"] == "no size has a limit in K: no ensemble was evaluated at the optimum"
+
+
+def test_members_count_as_repeats_and_those_that_recipes_share_count_once(recorded):
+    cell = recorded.cell({}, limit="K")
+    recorded.ensemble(cell, (0,), in_k(3.0), 3, singles=[3.0, 3.1, 3.3])
+    other = recorded.cell({}, recipe="other")
+    recorded.connection.execute("INSERT INTO trial SELECT $1, * EXCLUDE cell_id FROM trial WHERE number < 2", [other])
+    (row,) = recorded.rows("FROM noise")
+    assert (row["noise_sd"], row["degrees_of_freedom"], row["points"]) == (pytest.approx((0.14 / 6) ** 0.5), 2, 1)
+
+
+def test_the_curve_of_an_optimum_is_that_of_its_subsets(recorded):
+    losses = noisy(3)
+    tuned(recorded, {(0,): in_k(3.5), (1,): losses}, axes=LR)
+    rows = recorded.rows("FROM ensemble_curve ORDER BY members")
+    assert [row["val_loss"] for row in rows] == pytest.approx(curve(losses, range(4))[1])
+    assert [row["subsets"] for row in rows] == [4, 6, 4, 1]
+    assert all(row["least"] <= row["val_loss"] + 1e-12 and row["val_loss"] <= row["greatest"] + 1e-12 for row in rows)
+
+
+def test_a_summary_counts_what_the_best_loss_took(recorded):
+    recorded.study()
+    teacher = tuned(recorded, {(0,): in_k(3.0)}, recipe="ensemble", parameters=300)
+    recorded.connection.execute("UPDATE run SET training_flops = 10")
+    student = recorded.cell({(0,): 3.1}, recipe="student", limit="best", parameters=200, teacher=teacher)
+    rows = {row["recipe"]: row for row in recorded.rows("FROM recipe_summary")}
+    took = ("best_cell", "members", "inference_parameters", "training_flops", "teacher_flops", "best_trained")
+    assert [rows["ensemble"][name] for name in took] == [teacher, 4, 1200, 40, None, pytest.approx(3.0 + 0.2 * 4**-0.9)]
+    assert [rows["student"][name] for name in took] == [student, 1, 200, 1, 10 * 4, 3.1]
+
+
+def test_data_efficiency_takes_limits_of_every_kind(recorded):
+    recorded.study()
+    for millions in (200, 400, 800):
+        baseline = 1.9 + 6.0 * millions**-0.24
+        recorded.cell({(0,): baseline}, limit="best", seed_tokens=millions * 10**6)
+        of_ensembles = 1.9 + 6.0 * (3 * millions) ** -0.24
+        tuned(recorded, {(0,): in_k(of_ensembles)}, recipe="ensemble", seed_tokens=millions * 10**6)
+    rows = recorded.rows("FROM data_efficiency WHERE recipe = 'ensemble'")
+    assert [row["data_efficiency"] for row in rows] == pytest.approx([3, 3, 3], rel=1e-3)
+    assert all(1 < row["data_efficiency_trained"] < 3 for row in rows)
