@@ -107,7 +107,7 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
     \b
     Example: dataeff plan laptop
     """
-    from dataeff.price import price
+    from dataeff.price import ASSUMED_GPU_FLOPS, price
     from dataeff.terminal import BuildProgress
 
     with BuildProgress(_console(error=True)) as progress:
@@ -118,15 +118,21 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
         return
     from dataeff.terminal import count, duration, print_rows
 
-    shown = [(r, d, size, count(n), *rest, count(f), duration(h * 3600)) for r, d, size, n, *rest, f, h in priced.rows]
-    print_rows(_console(), [*columns[:-1], "time"], shown)
+    long = priced.seconds > 1000 * 3600
+    shown = [
+        (r, d, size, count(n), *rest, count(f), count(f / ASSUMED_GPU_FLOPS / 3600) if long else duration(h * 3600))
+        for r, d, size, n, *rest, f, h in priced.rows
+    ]
+    print_rows(_console(), [*columns[:-1], "GPU hours" if long else "time"], shown)
     if not priced.runs:
         print("\nnothing to train: every search has ended")
         return
     print(
-        f"\nabout {priced.runs} runs to train, {count(priced.flops)} FLOPs, {duration(priced.seconds)} on {priced.workers} "
-        f"worker{'s' * (priced.workers > 1)}\nspeed: {priced.speed}\n"
+        f"\nabout {priced.runs} runs to train, {count(priced.flops)} FLOPs: {duration(priced.seconds)} on {priced.workers} "
+        f"worker{'s' * (priced.workers > 1)} here, or {priced.flops / ASSUMED_GPU_FLOPS / 3600:,.2g} GPU hours at "
+        f"{ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)\nspeed here: {priced.speed}\n"
         "expected runs are an estimate: a search decides as it goes and ends when its optimum is certified"
+        + (f"\n{priced.note}" if priced.note else "")
     )
 
 

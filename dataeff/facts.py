@@ -19,11 +19,11 @@ from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell
 
 
-def limit_of_members(curve: list[tuple[int, float]]) -> float:
+def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
     """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
-    all K members where the points show no limit (the view `ensemble_asymptote` does the same); inf for an empty curve.
+    all members where the points show no limit (the view `ensemble_asymptote` does the same); inf where that is not finite.
     """
-    if not curve:
+    if not curve or curve[-1][0] < members:
         return math.inf
     try:
         fit = fit_power_law(*zip(*curve, strict=True))
@@ -77,4 +77,5 @@ class Facts:
         if demand.recipe(cell).objective == "single" or math.inf in losses:
             return max(losses)
         result = self.ensemble(demand.ensemble(cell, point))
-        return limit_of_members(result.curve(demand.recipe(cell).averaging)) if result else None
+        recipe = demand.recipe(cell)
+        return limit_of_members(result.curve(recipe.averaging), recipe.members) if result else None

@@ -176,7 +176,8 @@ def test_a_student_that_matches_logits_names_all_members_of_its_teacher(ask):
 
 def test_snapshots_are_members_of_one_run(ask):
     ((runs, members),) = ask("""SELECT (SELECT count(*) FROM trial JOIN cell USING (cell_id) WHERE recipe = 'snapshots'),
-        len(ensemble.members) FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id) WHERE recipe = 'snapshots'""")
+        len(ensemble.members) FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
+        WHERE recipe = 'snapshots'""")
     assert (runs, members) == (1, 3)
 
 

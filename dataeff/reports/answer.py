@@ -14,21 +14,27 @@ if TYPE_CHECKING:
     import duckdb
 
 ROWS = """
-SELECT limits.recipe, limits.seed_tokens, limits.kind AS limit_kind, limits.limit_loss,
-    limits.e_low AS limit_low, limits.e_high AS limit_high, trained.val_loss AS best_trained, trained.size AS best_size,
-    limits.certified, limits.boundary, limits.open,
-    efficiency.data_efficiency_trained, efficiency.extrapolated, efficiency.tokens_needed,
-    efficiency.data_efficiency, efficiency.data_efficiency_low, efficiency.data_efficiency_high,
-    coalesce(limits.reason, efficiency.reason) AS reason
-FROM asymptote AS limits
-JOIN study ON study.name = limits.study
-LEFT JOIN data_efficiency AS efficiency USING (study, recipe, seed_tokens)
-LEFT JOIN (
-    SELECT study, recipe, seed_tokens, min(val_loss_mean) AS val_loss, arg_min(size, val_loss_mean) AS size
-    FROM best_run GROUP BY ALL
-) AS trained USING (study, recipe, seed_tokens)
-WHERE limits.study = $1
-ORDER BY limits.recipe <> study.baseline, limits.recipe, limits.seed_tokens
+SELECT summary.recipe, summary.seed_tokens, summary.kind AS limit_kind, summary.limit_loss,
+    summary.e_low AS limit_low, summary.e_high AS limit_high, summary.best_trained, summary.size AS best_size, summary.members,
+    summary.inference_parameters, summary.training_flops, summary.teacher_flops, limits.certified, limits.boundary, limits.open,
+    summary.data_efficiency_trained, summary.extrapolated, summary.data_efficiency, summary.data_efficiency_low,
+    summary.data_efficiency_high, summary.reason
+FROM recipe_summary AS summary JOIN asymptote AS limits USING (study, recipe, seed_tokens)
+    JOIN study ON study.name = summary.study
+WHERE summary.study = $1
+ORDER BY summary.recipe <> study.baseline, min(summary.limit_loss) OVER (PARTITION BY summary.recipe) DESC, summary.recipe,
+    summary.seed_tokens
+"""
+
+# Where cells tuned for the limit in K ended, against the optimum of the recipe they build on.
+TUNED_FOR_THE_LIMIT = """
+SELECT tuned.recipe, base.recipe AS base, count(*) AS cells, median(tuned.epochs / base.epochs) AS epochs,
+    median(tuned.weight_decay / nullif(base.weight_decay, 0)) AS weight_decay,
+    count(*) FILTER (abs(log2(tuned.epochs / base.epochs / 2)) <= 1.01
+        AND abs(log2(tuned.weight_decay / nullif(base.weight_decay, 0) / 0.5)) <= 1.01) AS by_rule
+FROM best_run AS tuned JOIN cell ON cell.cell_id = tuned.cell_id JOIN best_run AS base ON base.cell_id = cell.base
+WHERE tuned.study = $1 AND objective = 'K' AND tuned.run_id IS NOT NULL
+GROUP BY ALL ORDER BY ALL
 """
 
 
@@ -53,9 +59,10 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
                 _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
                 _number(record["best_trained"], None, None, ".3f"),
                 _number(record["data_efficiency_trained"], None, None, ".2f"),
+                f"{record['members']} x {record['best_size']}" if record["best_size"] else "-",
             )
         )
-    return ["recipe", "D", "limit", "limit worth", "trained", "worth"], table
+    return ["recipe", "D", "limit", "limit worth", "trained", "worth", "by"], table
 
 
 def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
@@ -83,6 +90,11 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
             missing.setdefault((lacks, record["recipe"], record["reason"]), []).append(f"{record['seed_tokens']:,}")
     for (lacks, recipe, reason), at in missing.items():
         lines.append(f"No {lacks} for {recipe} at D = {'; '.join(at)}: {reason}.")
+    for recipe, base, count, epochs, decay, by_rule in connection.execute(TUNED_FOR_THE_LIMIT, [study]).fetchall():
+        lines.append(
+            f"{recipe}, tuned for its limit in K, ends at {epochs:.3g}x the epochs and {decay:.3g}x the weight decay of {base}'s "
+            f"optimum (medians of {count} cells); the rule of twice and half is within a factor of two of {by_rule} of them."
+        )
     lines += ["", *_doubts(connection, study)]
     return "\n".join(lines)
 
@@ -116,14 +128,15 @@ def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
 
 def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     """Say how sure this is: noise, certificates, degrees of freedom."""
-    noise = connection.execute("SELECT noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1", [study]).fetchone()
+    noise = connection.execute(
+        "SELECT recipe, noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1 ORDER BY recipe", [study]
+    ).fetchall()
+    known = [f"{recipe} {sd:.4f} ({freedom})" for recipe, sd, freedom, _ in noise if sd is not None]
     lines = []
-    if noise and noise[0] is not None:
-        lines.append(
-            f"Run-to-run noise: sd {noise[0]:.4f} nats/token, from {noise[1]} degrees of freedom: optima under other seeds."
-        )
-    elif noise:
-        lines.append(f"Run-to-run noise is not known ({noise[2]}), so limits have no interval.")
+    if known:
+        lines.append(f"Run-to-run noise, sd in nats/token (degrees of freedom, from runs under other seeds): {', '.join(known)}.")
+    for recipe, _, _, reason in (row for row in noise if row[1] is None):
+        lines.append(f"Run-to-run noise of {recipe} is not known ({reason}), so its limits have no interval.")
     cells = connection.execute(
         "SELECT state, recipe, seed_tokens, size, edges, reason FROM certificate WHERE study = $1 ORDER BY ALL", [study]
     ).fetchall()
@@ -134,16 +147,18 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
             lines.append(
                 f"  {state}: {recipe}, D = {seed_tokens:,}, {size}: {', '.join(edges) if state == 'boundary' else reason}"
             )
-    for recipe, points in connection.execute(
-        "SELECT recipe, max(points) FROM asymptote WHERE study = $1 AND kind = 'asymptote' GROUP BY recipe", [study]
+    for (recipe,) in connection.execute(
+        """SELECT DISTINCT recipe FROM asymptote WHERE study = $1 AND points = 3 AND starts_with(kind, 'asymptote')
+           AND variable <> 'members' ORDER BY recipe""",
+        [study],
     ).fetchall():
-        if points == 3:
-            lines.append(
-                f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
-            )
+        lines.append(
+            f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
+        )
     lines.append(
-        "Losses are validation cross-entropy in nats per token. A limit is the asymptote in N or the best over N, as said"
-        " above; trained is the best over N. What each is worth is its data efficiency: the tokens that the baseline's data law"
-        " needs to reach it, over D. Intervals are 90% and cover run-to-run noise only, not the choice of the law's form."
+        "Losses are validation cross-entropy in nats per token. A limit is an asymptote in N or in K, or the best over N, as said"
+        " above; trained is the least that was reached, by so many members of the size named. What each is worth is its data"
+        " efficiency: the tokens that the baseline's data law needs to reach it, over D. Intervals are 90% and cover run-to-run"
+        " noise only, not the choice of the law's form."
     )
     return lines

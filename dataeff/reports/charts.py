@@ -19,23 +19,24 @@ Records = list[dict[str, Any]]
 
 
 def limits_chart(
-    points: Records, laws: Records, limits: Records, recipes: Sequence[str], title: str, dark: bool = False
+    points: Records, laws: Records, curves: Records, limits: Records, recipes: Sequence[str], title: str, dark: bool = False
 ) -> alt.HConcatChart:
     """Return loss against total parameters (log), one panel a budget D: the paper's first figure.
 
-    `points`: one record a cell (recipe, seed_tokens, size, parameters_total, val_loss, low, high, state).
-    `laws`: the fitted laws on a fine grid (recipe, seed_tokens, parameters_total, val_loss), drawn dashed.
+    `points`: one record a cell (recipe, seed_tokens, size, members, parameters_total, val_loss, low, high, state), where the
+    parameters are those of all members. `laws`: the fitted laws on a fine grid (recipe, seed_tokens, parameters_total,
+    val_loss), drawn dashed. `curves`: ensembles of 1, 2, ... members, one record each, like points, drawn thin.
     `limits`: one record a recipe and D (recipe, seed_tokens, limit_loss, limit_low, limit_high, kind), drawn dotted.
     Losses in nats per token.
     """
     colours = recipe_colours(recipes)
     colour = alt.Color("recipe:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), title=None)
-    losses = [r[k] for r in (*points, *laws) for k in ("val_loss", "low", "high") if r.get(k) is not None]
+    losses = [r[k] for r in (*points, *laws, *curves) for k in ("val_loss", "low", "high") if r.get(k) is not None]
     losses += [r["limit_loss"] for r in limits if r["limit_loss"] is not None]
     low, high = (min(losses), max(losses)) if losses else (0, 1)
     margin = 0.04 * (high - low)
     scale = alt.Scale(domain=[low - margin, high + margin], zero=False, nice=False)
-    sizes = [record["parameters_total"] for record in (*points, *laws)] or [1, 10]
+    sizes = [record["parameters_total"] for record in (*points, *laws, *curves)] or [1, 10]
     across = alt.Scale(type="log", domain=[min(sizes) * 0.8, max(sizes) * 1.25], nice=False)
     budgets = sorted({record["seed_tokens"] for record in points})
     panels = []
@@ -47,13 +48,16 @@ def limits_chart(
         y_axis = alt.Axis(title="validation loss (nats/token)" if place == 0 else None, labels=place == 0, ticks=False)
         x = alt.X("parameters_total:Q", scale=across, title="parameters (total)").axis(format="~s", tickCount=4, grid=False)
         y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
-        tooltip = ["recipe:N", "size:N", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
+        tooltip = ["recipe:N", "size:N", "members:Q", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
         panels.append(
             alt.layer(
                 alt.Chart(of_budget(limits))
                 .mark_rule(strokeDash=[2, 3], strokeWidth=1.5)
                 .encode(y=alt.Y("limit_loss:Q", scale=scale, axis=y_axis), color=colour),
                 alt.Chart(of_budget(laws)).mark_line(strokeDash=[6, 4], strokeWidth=1.5).encode(x=x, y=y, color=colour),
+                alt.Chart(of_budget(curves))
+                .mark_line(strokeWidth=1, point={"size": 12})
+                .encode(x=x, y=y, color=colour, detail="size:N"),
                 alt.Chart(of_budget(points))
                 .mark_rule(strokeWidth=2)
                 .encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=colour),
@@ -70,7 +74,7 @@ def limits_chart(
         )
     note = [
         "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, seed noise.",
-        "Dashed: law over N. Dotted: the recipe's limit.",
+        "Dashed: law over N. Thin: ensembles of 1, 2, ... members. Dotted: the recipe's limit.",
     ]
     return (
         alt.hconcat(*panels, spacing=12)

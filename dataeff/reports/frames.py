@@ -11,10 +11,19 @@ if TYPE_CHECKING:
     import duckdb
 
 POINTS = """
-SELECT recipe, best.seed_tokens, best.size, best.parameters_total, best.val_loss_mean AS val_loss, state,
-    best.val_loss_mean - 1.645 * noise_sd / sqrt(seeds) AS low, best.val_loss_mean + 1.645 * noise_sd / sqrt(seeds) AS high
-FROM best_run AS best JOIN certificate USING (cell_id, study, recipe) LEFT JOIN noise USING (study)
-WHERE study = $1 AND best.val_loss_mean IS NOT NULL
+SELECT recipe, best.seed_tokens, best.size, members, members * best.parameters_total AS parameters_total, val_loss, state,
+    if(members = 1, val_loss - 1.645 * standard_error, NULL) AS low,
+    if(members = 1, val_loss + 1.645 * standard_error, NULL) AS high
+FROM cell_limit AS best JOIN certificate USING (cell_id, study, recipe)
+WHERE study = $1 AND val_loss IS NOT NULL
+ORDER BY ALL
+"""
+
+CURVES = """
+SELECT curve.recipe, curve.seed_tokens, curve.size, curve.members, curve.members * curve.parameters_total AS parameters_total,
+    curve.val_loss
+FROM ensemble_curve AS curve JOIN cell USING (cell_id, averaging)
+WHERE curve.study = $1 AND curve.val_loss IS NOT NULL
 ORDER BY ALL
 """
 
@@ -52,5 +61,5 @@ def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str, dark: 
     from dataeff.reports.charts import limits_chart
 
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    found = [records(connection, query, [study]) for query in (POINTS, LAWS, LIMITS)]
+    found = [records(connection, query, [study]) for query in (POINTS, LAWS, CURVES, LIMITS)]
     return limits_chart(*found, recipes(connection, study), question, dark)

@@ -12,37 +12,50 @@ GROUP BY ensemble_id, averaging, len(subset);
 CREATE OR REPLACE MACRO ensemble_objective(fit, val_loss) AS
     CASE WHEN val_loss IS NOT NULL THEN coalesce(if(fit.reason IS NULL, fit.e, NULL), val_loss) END;
 
--- One row a (cell, ensemble, averaging): the law L = A / K^alpha + E. Its standard error is that of the jackknife
--- (Efron 1982, chapter 3): the same fit without each member, sqrt((M - 1) / M sum (E_i - mean)^2).
-CREATE OR REPLACE VIEW ensemble_asymptote AS
-WITH left_out AS (
-    SELECT ensemble_id, len(members) AS size, unnest(if(size < 4, [], range(size)) || [-1]) AS place FROM ensemble
-), fitted AS (
-    SELECT ensemble_id, averaging, place, power_law(list(k), list(val_loss)) AS fit, arg_max_null(val_loss, k) AS val_loss
-    FROM (
-        SELECT ensemble_id, averaging, place, len(subset) AS k, if(count(val_loss) = count(*), avg(val_loss), NULL) AS val_loss
-        FROM ensemble_loss JOIN left_out USING (ensemble_id)
-        WHERE NOT list_contains(subset, place)
-        GROUP BY ensemble_id, averaging, place, len(subset)
-    )
-    GROUP BY ensemble_id, averaging, place
-), jackknife AS (
-    SELECT ensemble_id, averaging, any_value(val_loss) FILTER (place = -1) AS val_loss, any_value(fit) FILTER (place = -1) AS fit,
-        count(*) - 1 AS fits, min(fit.reason) FILTER (place >= 0) AS failed,
-        sqrt((count(*) - 2) * var_pop(fit.e) FILTER (place >= 0)) AS error
-    FROM fitted
-    GROUP BY ensemble_id, averaging
-), judged AS (
-    SELECT cell_id, ensemble_id, coordinates, averaging, len(members) AS members, val_loss, fit, error,
-        if(val_loss IS NULL, 'the loss of its members is not finite', fit.reason) AS reason, CASE
-            WHEN fit.reason IS NOT NULL OR val_loss IS NULL THEN 'there is no limit to bracket'
-            WHEN len(members) < 4 THEN 'leaving a member out needs 4 members; there are ' || len(members)
-            WHEN fits < len(members) THEN 'no subsets without the first member were evaluated'
+-- The law L = A / K^alpha + E of one ensemble of `size` members, from its list of {subset, val_loss} -> STRUCT. The standard
+-- error of E is that of the jackknife (Efron 1982, chapter 3): the same fit over the subsets without each member in turn,
+-- sqrt((M - 1) / M sum (E_i - mean)^2).
+CREATE OR REPLACE MACRO ensemble_law(losses, size) AS (
+    WITH loss AS (
+        SELECT unnest(losses_, max_depth := 2), m, place
+        FROM (SELECT losses AS losses_, m, unnest(range(-1, if(m < 4, 0, m))) AS place FROM (SELECT size AS m))
+    ), fitted AS (
+        SELECT place, m, power_law(list(k), list(val_loss)) AS fit, arg_max_null(val_loss, k) AS val_loss
+        FROM (
+            SELECT place, m, len(subset) AS k, if(count(val_loss) = count(*), avg(val_loss), NULL) AS val_loss
+            FROM loss WHERE NOT list_contains(subset, place)
+            GROUP BY place, m, len(subset)
+        )
+        GROUP BY place, m
+    ), jackknife AS (
+        SELECT m, any_value(fit) FILTER (place = -1) AS fit, any_value(val_loss) FILTER (place = -1) AS val_loss,
+            count(*) - 1 AS fits, min(fit.reason) FILTER (place >= 0) AS failed,
+            sqrt((count(*) - 2) * var_pop(fit.e) FILTER (place >= 0)) AS error
+        FROM fitted GROUP BY m
+    ), judged AS (
+        SELECT *, if(val_loss IS NULL, 'the loss of its members is not finite', fit.reason) AS reason, CASE
+            WHEN val_loss IS NULL OR fit.reason IS NOT NULL THEN 'there is no limit to bracket'
+            WHEN m < 4 THEN 'leaving a member out needs 4 members; there are ' || m
+            WHEN fits < m THEN 'no subsets without the first member were evaluated'
             WHEN failed IS NOT NULL THEN 'without one of the members: ' || failed END AS interval_reason
-    FROM cell_ensemble JOIN ensemble USING (ensemble_id) JOIN jackknife USING (ensemble_id)
+        FROM jackknife
+    )
+    SELECT {members: m, val_loss: val_loss, limit_loss: if(reason IS NULL, fit.e, NULL),
+        a: fit.a, alpha: fit.alpha, e: fit.e, rmse: fit.rmse, standard_error: if(interval_reason IS NULL, error, NULL),
+        objective_loss: ensemble_objective(fit, val_loss), interval_reason: interval_reason, reason: reason}
+    FROM judged
+);
+
+-- One row a (cell, ensemble, averaging): its law.
+CREATE OR REPLACE VIEW ensemble_asymptote AS
+WITH evaluated AS (
+    SELECT cell_id, ensemble_id, coordinates, averaging, any_value(len(members)) AS size,
+        list({subset: subset, val_loss: val_loss}) AS losses
+    FROM cell_ensemble JOIN ensemble USING (ensemble_id) JOIN ensemble_loss USING (ensemble_id)
+    GROUP BY cell_id, ensemble_id, coordinates, averaging
+), fitted AS (
+    SELECT cell_id, ensemble_id, coordinates, averaging, ensemble_law(losses, size) AS law FROM evaluated
 )
-SELECT cell_id, ensemble_id, coordinates, averaging, members, val_loss, if(reason IS NULL, fit.e, NULL) AS limit_loss,
-    fit.a, fit.alpha, fit.e, fit.rmse, if(interval_reason IS NULL, error, NULL) AS standard_error,
-    fit.e - 1.645 * standard_error AS e_low, fit.e + 1.645 * standard_error AS e_high,
-    ensemble_objective(fit, val_loss) AS objective_loss, interval_reason, reason
-FROM judged;
+SELECT * EXCLUDE law, law.*, law.limit_loss - 1.645 * law.standard_error AS e_low,
+    law.limit_loss + 1.645 * law.standard_error AS e_high
+FROM fitted;

@@ -12,7 +12,7 @@ CREATE OR REPLACE MACRO neighbours(point, shape) AS flatten(list_transform(shape
 -- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is what the point's ensemble is
 -- worth, and it was run once the ensemble was evaluated or a member diverged. Points of exactly the cell's least loss that
 -- single steps connect are one plateau, and `missing` counts the neighbours of all its points that were not run. The best of
--- the points of least loss has the fewest missing, then lies on no edge, then is the lowest (dataeff/search/coordinate_descent.py).
+-- the points of least loss has the fewest missing, then is on no edge, then is the lowest (dataeff/search/coordinate_descent.py).
 CREATE OR REPLACE VIEW grid_point AS
 WITH RECURSIVE worth AS (
     SELECT cell_id, cell_ensemble.coordinates, ensemble_id, max(size.members) AS members,
@@ -66,24 +66,21 @@ SELECT edged.cell_id, edged.coordinates, run_id, val_loss, edges,
 FROM edged LEFT JOIN least ON least.cell_id = edged.cell_id AND least.coordinates = edged.coordinates
     LEFT JOIN gap ON gap.cell_id = edged.cell_id AND gap.origin = edged.coordinates;
 
--- Pooled standard deviation of val_loss between runs of a study that differ in their seeds alone: the root of
--- sum (n_i - 1) s_i^2 / sum (n_i - 1) over points run more than once. Points of several recipes with the same run of the
--- search are one point, so that runs which recipes share count once.
+-- Pooled standard deviation of val_loss between runs of a recipe that differ in their seeds alone: the root of
+-- sum (n_i - 1) s_i^2 / sum (n_i - 1) over its points run more than once.
 CREATE OR REPLACE VIEW noise AS
-WITH seeded AS (
-    SELECT DISTINCT study, run_id, val_loss, min(run_id) FILTER (role = 'search') OVER (PARTITION BY cell_id, coordinates) AS point
+WITH replicated AS (
+    SELECT study, recipe, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
-), replicated AS (
-    SELECT study, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
-    FROM seeded WHERE val_loss IS NOT NULL
-    GROUP BY study, point
+    WHERE val_loss IS NOT NULL
+    GROUP BY study, recipe, cell_id, trial.coordinates
     HAVING count(*) > 1
 )
-SELECT study, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
+SELECT study, recipe, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
     coalesce(sum(freedom), 0)::BIGINT AS degrees_of_freedom, count(variance) AS points,
     if(count(variance) = 0, 'no point was run with more than one seed', NULL) AS reason
-FROM (SELECT DISTINCT study FROM cell) LEFT JOIN replicated USING (study)
-GROUP BY study;
+FROM (SELECT DISTINCT study, recipe FROM cell) LEFT JOIN replicated USING (study, recipe)
+GROUP BY study, recipe;
 
 -- Why a cell has no optimum.
 CREATE OR REPLACE MACRO no_optimum(tried) AS
@@ -119,7 +116,7 @@ WITH point AS MATERIALIZED (
 ), best AS (
     SELECT cell_id, run_id, point.coordinates, val_loss, edges, missing, if(objective = 'single', noise_sd, NULL) AS noise_sd,
         neighbours(point.coordinates, shape) AS around
-    FROM point JOIN cell USING (cell_id) LEFT JOIN noise USING (study)
+    FROM point JOIN cell USING (cell_id) LEFT JOIN noise USING (study, recipe)
     WHERE is_best
 ), near AS (
     SELECT cell_id, count(*) AS run, min(point.val_loss) - any_value(best.val_loss) AS margin,

@@ -7,29 +7,37 @@ SELECT study, recipe, seed_tokens, size, parameters_total, cell_id, ensemble_id,
     greatest, subsets
 FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size AS curve USING (ensemble_id);
 
--- One row a cell: what its optimum reached, and its limit in K where the recipe's limit is taken in K.
+-- One row a cell: what its optimum, or the ensemble of its members, reached, and the limit in K of recipes that ask for it.
 CREATE OR REPLACE VIEW cell_limit AS
 WITH best AS MATERIALIZED (
-    SELECT best_run.*, recipe_limit IN ('K', 'K then N') AS in_k FROM best_run
+    SELECT best_run.*, best_run.recipe_limit IN ('K', 'K then N') AS in_k, cell.members > 1 OR in_k AS ensembled
+    FROM best_run JOIN cell USING (cell_id)
+), largest AS (
+    SELECT cell_id, ensemble_id, averaging, len(ensemble.members) AS count
+    FROM best JOIN cell USING (cell_id) JOIN cell_ensemble USING (cell_id) JOIN ensemble USING (ensemble_id)
+    WHERE ensembled AND cell_ensemble.coordinates = best.coordinates
+    QUALIFY row_number() OVER (PARTITION BY cell_id ORDER BY len(ensemble.members) DESC, ensemble_id DESC) = 1
+), evaluated AS (
+    SELECT cell_id, ensemble_id, any_value(count) AS count, list({subset: subset, val_loss: val_loss}) AS losses
+    FROM largest JOIN ensemble_loss USING (ensemble_id, averaging)
+    GROUP BY cell_id, ensemble_id
 ), law AS (
-    SELECT law.*
-    FROM best JOIN cell USING (cell_id) JOIN ensemble_asymptote AS law
-        ON law.cell_id = cell.cell_id AND law.coordinates = best.coordinates AND law.averaging = cell.averaging
-    WHERE in_k
-    QUALIFY row_number() OVER (PARTITION BY law.cell_id ORDER BY law.members DESC, ensemble_id DESC) = 1
+    SELECT cell_id, ensemble_id, law.* FROM (SELECT *, ensemble_law(losses, count) AS law FROM evaluated)
 ), cost AS (
     SELECT ensemble_id, sum(training_flops) AS training_flops
     FROM (SELECT DISTINCT ensemble_id, split_part(unnest(members), '@', 1) AS run_id FROM ensemble) JOIN run USING (run_id)
     GROUP BY ensemble_id
 )
 SELECT cell_id, study, recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
-    if(in_k, members, 1) AS members, if(in_k, law.val_loss, val_loss_mean) AS val_loss,
-    if(in_k, limit_loss, val_loss_mean) AS limit_loss, a, alpha, e, rmse,
-    if(in_k, standard_error, noise_sd / sqrt(seeds)) AS standard_error,
-    if(in_k, interval_reason, noise.reason) AS interval_reason,
-    if(in_k, cost.training_flops, run.training_flops) AS training_flops,
-    coalesce(best.reason, if(in_k AND ensemble_id IS NULL, 'no ensemble was evaluated at the optimum', law.reason)) AS reason
-FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT JOIN noise USING (study)
+    if(ensembled, members, 1) AS members, if(ensembled, law.val_loss, val_loss_mean) AS val_loss,
+    if(in_k, limit_loss, if(ensembled, law.val_loss, val_loss_mean)) AS limit_loss, a, alpha, e, rmse,
+    CASE WHEN in_k THEN standard_error WHEN NOT ensembled THEN noise_sd / sqrt(seeds) END AS standard_error,
+    CASE WHEN in_k THEN interval_reason WHEN ensembled THEN 'the loss of so many members was measured once'
+        ELSE noise.reason END AS interval_reason,
+    if(ensembled, cost.training_flops, run.training_flops) AS training_flops,
+    coalesce(best.reason, if(ensembled AND ensemble_id IS NULL, 'no ensemble was evaluated at the optimum',
+        if(in_k, law.reason, NULL))) AS reason
+FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT JOIN noise USING (study, recipe)
     LEFT JOIN run ON run.run_id = best.run_id;
 
 -- One row a (study, recipe, seed_tokens). Laws in N take N = parameters_total in units of 1e9.
@@ -70,7 +78,7 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
         WHEN chosen IS NULL THEN if(recipe_limit = 'K', 'no size has a limit in K: ' || lack, 'no cell has a finished run') END
         AS reason,
     reached.val_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
-FROM bracketed LEFT JOIN noise USING (study);
+FROM bracketed LEFT JOIN noise USING (study, recipe);
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
 CREATE OR REPLACE VIEW data_law AS
@@ -114,10 +122,12 @@ WITH joined AS (
         LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
             ON law.study = asymptote.study AND law.recipe = study.baseline
 )
-SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, tokens_needed, tokens_needed / seed_tokens AS data_efficiency,
+SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, tokens_needed,
+    tokens_needed / seed_tokens AS data_efficiency,
     if(tokens_needed IS NULL, NULL, tokens_low / seed_tokens) AS data_efficiency_low,
     if(tokens_needed IS NULL, NULL, tokens_high / seed_tokens) AS data_efficiency_high,
-    tokens_needed > largest_budget AS extrapolated, best_trained, best_cell, tokens_trained / seed_tokens AS data_efficiency_trained,
+    tokens_needed > largest_budget AS extrapolated, best_trained, best_cell,
+    tokens_trained / seed_tokens AS data_efficiency_trained,
     CASE
         WHEN tokens_needed IS NULL THEN 'there is no ratio to bracket'
         WHEN e_low IS NULL THEN interval_reason

@@ -5,19 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from folders import RUN
 
 from dataeff.records.ingest import record_cell_ensembles, record_cells, record_study, record_trials
 from dataeff.records.store import Database
 from dataeff.specs.result import Store
-
-RUN = """
-    INSERT INTO run BY NAME SELECT $id AS run_id, $status AS status, 'c' AS corpus, 64 AS seed_tokens, 1 AS parameters_total,
-        1 AS parameters_non_embedding, 1 AS hidden, 1 AS layers, 1 AS heads, 1 AS kv_heads, 1 AS feed_forward,
-        1 AS vocabulary, 1 AS context_length, 1 AS lr, 0 AS weight_decay, 1 AS epochs, 1 AS batch_size,
-        'adamw' AS optimizer, 0 AS dropout, 'same' AS "order", 'float32' AS precision, 0 AS train_seed, 0 AS data_seed,
-        1 AS trainer_version, $loss AS val_loss, 1 AS steps, 1 AS tokens_seen, 1 AS training_flops, 1 AS wall_seconds,
-        1 AS tokens_per_second, 'd' AS device, 'h' AS host, 't' AS torch_version, now() AS started_at, now() AS ended_at,
-        '{}' AS spec, now() AS recorded_at, 1 AS parameters_active, 1 AS experts, 1 AS loops"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, with losses of one's choosing."""
+"""Run folders as training leaves them, and rows of runs, with losses of one's choosing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from dataeff.specs.run import ModelSpec, RunSpec
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MODEL = ModelSpec(vocabulary=64, context_length=8, hidden=8, layers=1, heads=2, kv_heads=2, feed_forward=16)
+
+# A row of `run` by its $id, $status and $loss.
+RUN = """
+    INSERT INTO run BY NAME SELECT $id AS run_id, $status AS status, 'c' AS corpus, 64 AS seed_tokens, 1 AS parameters_total,
+        1 AS parameters_non_embedding, 1 AS hidden, 1 AS layers, 1 AS heads, 1 AS kv_heads, 1 AS feed_forward,
+        1 AS vocabulary, 1 AS context_length, 1 AS lr, 0 AS weight_decay, 1 AS epochs, 1 AS batch_size,
+        'adamw' AS optimizer, 0 AS dropout, 'same' AS "order", 'float32' AS precision, 0 AS train_seed, 0 AS data_seed,
+        1 AS trainer_version, $loss AS val_loss, 1 AS steps, 1 AS tokens_seen, 1 AS training_flops, 1 AS wall_seconds,
+        1 AS tokens_per_second, 'd' AS device, 'h' AS host, 't' AS torch_version, now() AS started_at, now() AS ended_at,
+        '{}' AS spec, now() AS recorded_at, 1 AS parameters_active, 1 AS experts, 1 AS loops"""
 
 
 def run_spec(**changes) -> RunSpec:

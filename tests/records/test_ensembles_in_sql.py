@@ -108,10 +108,10 @@ def test_what_has_no_limit_or_no_interval_says_why(recorded):
 
 def test_the_certificate_of_limits_is_that_of_the_search(recorded):
     draw = random.Random(0)
-    grid = Grid({"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (0.0, 0.1)})
+    grid = Grid({"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (0.0,)})
     tried = {}
-    for i in range(12):
-        points = {point: draw.randrange(10**6) for point in itertools.product(range(3), range(2)) if draw.random() < 0.9}
+    for i in range(20):
+        points = {point: draw.randrange(10**6) for point in itertools.product(range(3), range(1)) if draw.random() < 0.95}
         members = draw.choice([2, 4])
         cell = tuned(
             recorded,
@@ -128,7 +128,8 @@ def test_the_certificate_of_limits_is_that_of_the_search(recorded):
         assert results.keys() == points
         twin = certificate(results, grid)
         states.add(row["state"])
-        assert (row["state"], tuple(row["coordinates"]), row["margin"]) == (twin.state, twin.best, twin.margin)
+        assert (row["state"], tuple(row["coordinates"])) == (twin.state, twin.best)
+            assert row["margin"] == pytest.approx(twin.margin)
         assert row["within_noise"] is None
         assert row["reason"].endswith(f"; each point is the {'loss' if members == 2 else 'limit'} of {members} members")
     assert states == {"certified", "boundary", "open"}
@@ -178,9 +179,12 @@ def test_nested_laws_give_back_the_limit_of_the_limits(recorded):
 def test_the_interval_of_nested_laws_takes_the_errors_of_the_limits(recorded):
     for i, n in enumerate((0.15, 0.3, 0.6, 1.4)):
         tuned(recorded, {(0,): noisy(i, 3.17 + 0.05 * n**-0.9, 1e-4)}, limit="K then N", parameters=round(n * 1e9))
-    (row,) = recorded.rows("""SELECT e_low, e_high, power_law_interval(xs, ys, power_law(xs, ys), sd) AS wanted
-        FROM asymptote, (SELECT list(parameters_total / 1e9) AS xs, list(limit_loss) AS ys, sqrt(avg(standard_error ^ 2)) AS sd FROM cell_limit)""")
-    assert (row["e_low"], row["e_high"]) == pytest.approx((row["wanted"]["low"], row["wanted"]["high"]))
+    (row,) = recorded.rows("FROM asymptote")
+    (found,) = recorded.rows("""SELECT power_law_interval(xs, ys, power_law(xs, ys), sd) AS wanted FROM (
+        SELECT list(parameters_total / 1e9) AS xs, list(limit_loss) AS ys, sqrt(avg(standard_error ^ 2)) AS sd
+        FROM cell_limit)""")
+    assert (row["e_low"], row["e_high"]) == pytest.approx((found["wanted"]["low"], found["wanted"]["high"]))
+    assert row["e_low"] < row["limit_loss"] < row["e_high"]
 
 
 def test_a_limit_over_limits_that_are_missing_says_what_is(recorded):
@@ -193,11 +197,9 @@ def test_a_limit_over_limits_that_are_missing_says_what_is(recorded):
     assert rows["unevaluated"]["reason"] == "no size has a limit in K: no ensemble was evaluated at the optimum"
 
 
-def test_members_count_as_repeats_and_those_that_recipes_share_count_once(recorded):
+def test_members_count_as_repeats(recorded):
     cell = recorded.cell({}, limit="K")
     recorded.ensemble(cell, (0,), in_k(3.0), 3, singles=[3.0, 3.1, 3.3])
-    other = recorded.cell({}, recipe="other")
-    recorded.connection.execute("INSERT INTO trial SELECT $1, * EXCLUDE cell_id FROM trial WHERE number < 2", [other])
     (row,) = recorded.rows("FROM noise")
     assert (row["noise_sd"], row["degrees_of_freedom"], row["points"]) == (pytest.approx((0.14 / 6) ** 0.5), 2, 1)
 

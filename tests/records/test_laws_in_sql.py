@@ -186,17 +186,17 @@ def test_a_cell_without_a_finished_run_is_counted_and_not_fitted(recorded):
     ]
 
 
-def test_noise_pools_replicated_points_and_counts_shared_runs_once(recorded):
+def test_noise_pools_the_replicated_points_of_a_recipe(recorded):
     recorded.cell({(0,): 3.0}, parameters=1, replicates=[((0,), 3.1), ((0,), 3.3)])
     recorded.cell({(0,): 2.0}, parameters=2, replicates=[((0,), 2.2)])
-    shared = recorded.cell({}, parameters=2, recipe="other")
-    recorded.connection.execute(
-        "INSERT INTO trial SELECT $1, run_id, role, number, coordinates FROM trial WHERE cell_id LIKE '%/2'", [shared]
-    )
-    (row,) = recorded.rows("FROM noise")
+    recorded.cell({(0,): 2.0}, recipe="wild", replicates=[((0,), 9.0)])
+    recorded.cell({(0,): 2.0}, recipe="once")
+    once, row, wild = recorded.rows("FROM noise ORDER BY recipe")
     pooled = (2 * statistics.variance([3.0, 3.1, 3.3]) + statistics.variance([2.0, 2.2])) / 3
     assert row["noise_sd"] == pytest.approx(pooled**0.5)
     assert (row["degrees_of_freedom"], row["points"], row["reason"]) == (3, 2, None)
+    assert wild["noise_sd"] == pytest.approx(statistics.stdev([2.0, 9.0]))
+    assert once["noise_sd"] is None and once["reason"] == "no point was run with more than one seed"
 
 
 def test_noise_gives_the_best_over_parameters_the_interval_of_a_mean(recorded):
@@ -228,6 +228,8 @@ def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(re
         loss = float(baseline(millions))
         recorded.cell({(0,): loss}, limit="best", seed_tokens=millions * 10**6, replicates=[((0,), loss + 0.001)])
         regularized(recorded, millions * 10**6, limit=float(baseline(2.5 * millions)))
+    smallest = law(0.15, 0.05, 1.02, float(baseline(500)))
+    recorded.trial("study/regularized/200000000/150000000", "replicate", (0,), smallest + 0.001)
     for row in recorded.rows("FROM data_efficiency"):
         assert row["data_efficiency_low"] < row["data_efficiency"] < row["data_efficiency_high"]
 

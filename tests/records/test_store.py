@@ -10,7 +10,7 @@ import threading
 
 import duckdb
 import pytest
-from conftest import RUN
+from folders import RUN
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import registry
 from sqlmodel import SQLModel, select
