@@ -129,7 +129,7 @@ def test_the_certificate_of_limits_is_that_of_the_search(recorded):
         twin = certificate(results, grid)
         states.add(row["state"])
         assert (row["state"], tuple(row["coordinates"])) == (twin.state, twin.best)
-            assert row["margin"] == pytest.approx(twin.margin)
+        assert row["margin"] == pytest.approx(twin.margin)
         assert row["within_noise"] is None
         assert row["reason"].endswith(f"; each point is the {'loss' if members == 2 else 'limit'} of {members} members")
     assert states == {"certified", "boundary", "open"}
