@@ -90,14 +90,29 @@ class Database:
             )
         deadline = time.monotonic() + timeout
         with ExitStack() as stack:
-            try:
+            connection = stack.enter_context(self._open_to_read(deadline))
+            if not _is_current(connection, self.path):
+                stack.close()
+                try:
+                    with self.write(timeout):  # brings schema and views up to date
+                        pass
+                except DatabaseBusyError:
+                    raise
+                except DatabaseError as error:
+                    raise DatabaseError(f"{self.path} was written by another version of dataeff; {error}") from error
+                connection = stack.enter_context(self._open_to_read(deadline))
+            yield connection
+
+    @contextmanager
+    def _open_to_read(self, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+        timeout = max(0.0, deadline - time.monotonic())
+        try:
+            with ExitStack() as stack:
                 with self._moment(timeout):
                     connection = stack.enter_context(self._open(deadline, read_only=True))
-            except Timeout:
-                raise self._busy(timeout, "a writer") from None
-            if _check_version(connection, self.path) == 0:
-                raise NotFoundError(f"{self.path} holds no runs yet; train something into it (`dataeff run quickstart`)")
-            yield connection
+                yield connection
+        except Timeout:
+            raise self._busy(timeout, "a writer") from None
 
     def require_usable(self) -> None:
         """Raise `DatabaseError` when the file is damaged, not a dataeff database, or of a newer schema; none or empty is fine."""
@@ -223,17 +238,31 @@ def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
     return found
 
 
+def _is_current(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
+    """Whether schema and views are those of this version. Raises `NotFoundError` for a file that has neither yet."""
+    found = _check_version(connection, path)
+    if found == 0:
+        raise NotFoundError(f"{path} holds no runs yet; train something into it (`dataeff run quickstart`)")
+    return found == migrations()[-1][0] and connection.execute("SELECT hash FROM schema_views").fetchall() == [(_views_hash(),)]
+
+
+def _views_hash() -> str:
+    return hashlib.sha256(views().encode()).hexdigest()
+
+
 def _prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Bring schema and views up to date, each migration in its own transaction."""
     found = _check_version(connection, path)
     for version, name, statements in migrations():
         if version > found:
-            _in_transaction(connection, statements, "INSERT INTO schema_migration VALUES ($1, $2, now())", [version, name])
-            connection.execute("CHECKPOINT")
-    digest = hashlib.sha256(views().encode()).hexdigest()
-    if connection.execute("SELECT hash FROM schema_views").fetchall() != [(digest,)]:
+            try:
+                _in_transaction(connection, statements, "INSERT INTO schema_migration VALUES ($1, $2, now())", [version, name])
+                connection.execute("CHECKPOINT")
+            except duckdb.Error as error:
+                raise DatabaseError(f"{path} cannot be brought to schema version {version}, and stays as it is: {error}") from error
+    if not _is_current(connection, path):
         statements = f"{views()};\nDELETE FROM schema_views"
-        _in_transaction(connection, statements, "INSERT INTO schema_views VALUES ($1, now())", [digest])
+        _in_transaction(connection, statements, "INSERT INTO schema_views VALUES ($1, now())", [_views_hash()])
 
 
 def _in_transaction(connection: duckdb.DuckDBPyConnection, statements: str, last: str, parameters: list[object]) -> None:

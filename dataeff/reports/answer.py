@@ -6,6 +6,7 @@ nothing is computed here that SQL does not show.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dataeff.records.queries import query, require_study
@@ -22,8 +23,7 @@ SELECT summary.recipe, summary.seed_tokens, summary.kind AS limit_kind, summary.
 FROM recipe_summary AS summary JOIN asymptote AS limits USING (study, recipe, seed_tokens)
     JOIN study ON study.name = summary.study
 WHERE summary.study = $1
-ORDER BY summary.recipe <> study.baseline, min(summary.limit_loss) OVER (PARTITION BY summary.recipe) DESC, summary.recipe,
-    summary.seed_tokens
+ORDER BY list_position(json_keys(study.spec, '$.recipes'), summary.recipe), summary.seed_tokens
 """
 
 # Where cells tuned for the limit in K ended, against the optimum of the recipe they build on.
@@ -80,14 +80,17 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
     lines = [str(question)]
     largest = max((record["seed_tokens"] for record in records), default=None)
     base = next((r for r in records if r["recipe"] == baseline and r["seed_tokens"] == largest), None)
+    if base is not None:
+        lines.append(f"At D = {largest:,} seed tokens, {baseline} reaches {_loss(base)}. By its law over D:")
     for record in records:
-        if record["seed_tokens"] == largest and record["recipe"] != baseline:
-            lines.append(_sentence(record, base))
+        if record["seed_tokens"] == largest and record["recipe"] != baseline and record["limit_loss"] is not None:
+            lines.append(_worth(record))
     missing: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
         if record["reason"]:
             lacks = "limit" if record["limit_loss"] is None else "data efficiency"
-            missing.setdefault((lacks, record["recipe"], record["reason"]), []).append(f"{record['seed_tokens']:,}")
+            reason = record["reason"].removeprefix("this recipe has no limit here: ")
+            missing.setdefault((lacks, record["recipe"], reason), []).append(f"{record['seed_tokens']:,}")
     for (lacks, recipe, reason), at in missing.items():
         lines.append(f"No {lacks} for {recipe} at D = {'; '.join(at)}: {reason}.")
     for recipe, base, count, epochs, decay, by_rule in connection.execute(TUNED_FOR_THE_LIMIT, [study]).fetchall():
@@ -108,21 +111,17 @@ def _loss(record: dict[str, Any]) -> str:
     return f"{record['limit_loss']:.3f} nats/token ({record['limit_kind']}{interval})"
 
 
-def _sentence(record: dict[str, Any], base: dict[str, Any] | None) -> str:
-    said = f"At D = {record['seed_tokens']:,} seed tokens, {record['recipe']} reaches {_loss(record)}"
-    if base is not None:
-        said += f"; {base['recipe']} reaches {_loss(base)}"
-    if record["data_efficiency"] is None:
-        return f"{said}."
-    interval = ""
-    if record["data_efficiency_low"] is not None:
-        high = record["data_efficiency_high"]
-        interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
-    by = base["recipe"] if base else "the baseline"
-    beyond = ", read off beyond the budgets it was fitted to" if record["extrapolated"] else ""
-    said += f". By {by}'s data law that is worth {record['data_efficiency']:.3g}x{interval} the data{beyond}"
+def _worth(record: dict[str, Any]) -> str:
+    said = f"  {record['recipe']}: {_loss(record)}"
+    if record["data_efficiency"] is not None:
+        interval = ""
+        if record["data_efficiency_low"] is not None:
+            high = record["data_efficiency_high"]
+            interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
+        beyond = ", read off beyond the budgets it was fitted to" if record["extrapolated"] else ""
+        said += f", worth {record['data_efficiency']:.3g}x{interval} the data{beyond}"
     if record["data_efficiency_trained"] is not None:
-        said += f"; the best model trained, {record['best_trained']:.3f}, is worth {record['data_efficiency_trained']:.3g}x"
+        said += f"; reached: {record['best_trained']:.3f}, {record['data_efficiency_trained']:.3g}x"
     return said + "."
 
 
@@ -132,21 +131,27 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
         "SELECT recipe, noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1 ORDER BY recipe", [study]
     ).fetchall()
     known = [f"{recipe} {sd:.4f} ({freedom})" for recipe, sd, freedom, _ in noise if sd is not None]
+    unknown = [recipe for recipe, sd, _, _ in noise if sd is None]
     lines = []
     if known:
         lines.append(f"Run-to-run noise, sd in nats/token (degrees of freedom, from runs under other seeds): {', '.join(known)}.")
-    for recipe, _, _, reason in (row for row in noise if row[1] is None):
-        lines.append(f"Run-to-run noise of {recipe} is not known ({reason}), so its limits have no interval.")
+    if unknown:
+        lines.append(f"Of {', '.join(unknown)} no point was run with more than one seed: single models' limits have no interval.")
     cells = connection.execute(
-        "SELECT state, recipe, seed_tokens, size, edges, reason FROM certificate WHERE study = $1 ORDER BY ALL", [study]
+        """SELECT state, recipe, seed_tokens, size, edges, certificate.reason, run_id IS NOT NULL, note
+           FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY ALL""",
+        [study],
     ).fetchall()
     states = [cell[0] for cell in cells]
     lines.append(f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}.")
-    for state, recipe, seed_tokens, size, edges, reason in cells:
-        if state != "certified":
-            lines.append(
-                f"  {state}: {recipe}, D = {seed_tokens:,}, {size}: {', '.join(edges) if state == 'boundary' else reason}"
-            )
+    if waiting := Counter(recipe for state, recipe, *_, begun, _ in cells if state == "open" and not begun):
+        lines.append(f"  nothing has finished yet in cells of {', '.join(f'{recipe} ({n})' for recipe, n in waiting.items())}")
+    for state, recipe, seed_tokens, size, edges, reason, begun, note in cells:
+        where = f"{recipe}, D = {seed_tokens:,}, {size}"
+        if state != "certified" and begun:
+            lines.append(f"  {state}: {where}: {', '.join(edges) if state == 'boundary' else reason}")
+        if note:
+            lines.append(f"  note: {where}: {note}")
     for (recipe,) in connection.execute(
         """SELECT DISTINCT recipe FROM asymptote WHERE study = $1 AND points = 3 AND starts_with(kind, 'asymptote')
            AND variable <> 'members' ORDER BY recipe""",

@@ -1,19 +1,20 @@
 """How charts look: one place for colours, fonts and sizes, so that the page, the report and a notebook agree.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/). They are
-given to recipes in the order of the study, so that a recipe keeps its colour from chart to chart.
+given to recipes in the order of the study, so that a recipe keeps its colour from chart to chart. Black, which no dark page
+shows, is a grey here; a violet and a darker yellow follow for studies of more recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#7A4F9A", "#B8A800")
 FONT = "Helvetica, Arial, sans-serif"
 
 
 def recipe_colours(recipes: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each recipe, in order; colours repeat after seven."""
+    """Return a colour for each recipe, in order; colours repeat after nine."""
     return {recipe: PALETTE[i % len(PALETTE)] for i, recipe in enumerate(recipes)}
 
 

@@ -155,6 +155,26 @@ def test_views_are_made_anew_only_when_their_text_changed(database):
     assert "CREATE OR REPLACE VIEW noise" in views()
 
 
+def test_a_reader_brings_an_older_file_up_to_date(database):
+    version, name, statements = migrations()[0]
+    with duckdb.connect(database.path) as old:
+        old.execute(statements)
+        old.execute("INSERT INTO schema_migration VALUES ($1, $2, now())", [version, name])
+    with database.read() as connection:
+        assert connection.execute("SELECT max(version) FROM schema_migration").fetchone() == (migrations()[-1][0],)
+        assert connection.execute("FROM recipe_summary").fetchall() == []
+
+
+def test_a_file_that_no_migration_fits_is_left_as_it_is_and_said_so(database):
+    with duckdb.connect(database.path) as old:
+        old.execute("CREATE TABLE schema_migration (version INTEGER, name VARCHAR, applied_at TIMESTAMPTZ)")
+        old.execute("INSERT INTO schema_migration VALUES (1, 'of another making', now())")
+    with pytest.raises(DatabaseError, match="stays as it is"), database.read():
+        pass
+    with duckdb.connect(database.path) as old:
+        assert old.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("schema_migration",)]
+
+
 def test_a_write_that_raises_leaves_nothing(database):
     touch(database)
     with pytest.raises(ZeroDivisionError), database.write() as connection:
