@@ -1,7 +1,7 @@
 """What is known so far about the points of a study: the losses of its runs and the limits of its ensembles.
 
-A fact is a result on disk, whoever made it. Losses come from the database or from a run folder not yet ingested;
-ensembles and samples are read from their folders. Nothing is trained or written here.
+A fact is a result, whoever made it: in the database, or in a folder not yet ingested. Samples are on disk alone. Nothing is
+trained or written here.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
 class Facts:
     """What is recorded beside a database. `found` is told of every fact met on disk that the database may lack."""
 
-    def __init__(self, losses: dict[str, float], store: Store, found: Callable[[RunFolder], None] = lambda folder: None) -> None:
-        self._losses, self._store, self._found = losses, store, found
-        self._ensembles: dict[str, EnsembleResult] = {}
+    def __init__(
+        self,
+        store: Store,
+        losses: dict[str, float],
+        ensembles: dict[str, EnsembleResult],
+        found: Callable[[RunFolder], None] = lambda folder: None,
+    ) -> None:
+        self._store, self._losses, self._ensembles, self._found = store, losses, ensembles, found
 
     def has(self, spec: RunSpec | EnsembleSpec | SampleSpec) -> bool:
         """Return whether the spec's result is there."""

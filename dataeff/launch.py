@@ -37,6 +37,8 @@ from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
 Asked = RunSpec | EnsembleSpec | SampleSpec
+Done = Callable[[int], None]  # told how many runs were trained for it
+Failed = Callable[[str | None], None]  # told why, None for an interruption
 JOBS = {RunSpec: "run", EnsembleSpec: "ensemble", SampleSpec: "samples"}
 ATTEMPTS = 2  # tries at a run that fails or is killed, in one launch
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
@@ -48,19 +50,19 @@ class CellProgress:
     """Where one cell stands, for whoever watches."""
 
     cell: Cell  # as declared, until it is placed
-    search: CellSearch | None = None  # None while it waits for the cells it starts from, or for its teacher
+    search: CellSearch | None = None  # None while it waits for the cells it starts from, and for its teacher
     trained: int = 0
     reused: int = 0
     repeats_left: int = 0  # what is still to be made of the optimum: runs under other seeds, and their ensemble
     certificate: Certificate | None = None
     noted: set[Point] = field(default_factory=set)
-    sampling: bool = False
+    samples: SampleSpec | None = None  # of its teacher
 
     @property
     def state(self) -> str:
-        """waiting | sampling | searching | certified | boundary | open"""
+        """waiting | searching | certified | boundary | open"""
         if self.search is None:
-            return "sampling" if self.sampling else "waiting"
+            return "waiting"
         return self.certificate.state if self.certificate else "searching"
 
     @property
@@ -83,8 +85,8 @@ class Awaited:
     """Facts that are awaited together: who is told when all are there, or when one of them has no result."""
 
     left: int
-    done: Callable[[int], None]  # told how many runs were trained for it
-    failed: Callable[[str | None], None]  # told why, None for an interruption
+    done: Done
+    failed: Failed
     trained: int = 0
     broken: bool = False
 
@@ -144,8 +146,7 @@ class Launch:
         self._lock = self._claim()
         try:
             self._storage = open_storage(storage or self.store.path / "optuna.log")
-            losses = self.recorder.begin(study, self.demand, self.tokens.name)
-            self.facts = Facts(losses, self.store, self.recorder.fact)
+            self.facts = Facts(self.store, *self.recorder.begin(study, self.demand, self.tokens.name), self.recorder.fact)
         except BaseException:
             self._lock.release()  # a notebook keeps the traceback, and with it this object
             raise
@@ -198,7 +199,8 @@ class Launch:
             changed = False
             for progress in self.cells.values():
                 if progress.search is None and self._can_start(progress.cell):
-                    changed |= self._open(progress)
+                    self._open(progress)
+                    changed = True
                 if progress.state == "searching":
                     for proposal in progress.search.propose():
                         self._try(progress, proposal)
@@ -215,18 +217,13 @@ class Launch:
         whole = teacher is None or (teacher.ended and teacher.optimum is not None and not teacher.repeats_left)
         return whole and all(self.cells[other].ended for other in (cell.neighbour, cell.base) if other)
 
-    def _open(self, progress: CellProgress) -> bool:
-        """Begin a cell's search; return False where samples of its teacher have to be drawn first."""
+    def _open(self, progress: CellProgress) -> None:
         optima = {other: self.cells[other].optimum for other in (progress.cell.neighbour, progress.cell.base) if other}
         cell, starts, note = self.demand.place(progress.cell, optima)
         if cell.teacher:
             teacher = self.cells[cell.teacher]
-            cell, samples = self.demand.taught(cell, self.demand.member_names(teacher.cell, teacher.certificate.best))
-            if samples and not self.facts.has(samples):
-                if not progress.sampling:
-                    progress.sampling = True
-                    self._await([samples], lambda trained: None, lambda reason: None)
-                return False
+            names = self.demand.member_names(teacher.cell, teacher.certificate.best)
+            cell, progress.samples = self.demand.taught(cell, names)
         progress.cell = cell
         self.recorder.search_opened(cell, starts, note)
         progress.search = CellSearch(
@@ -237,7 +234,6 @@ class Launch:
             self.spec.resources.points_in_flight,
             self.spec.resources.max_runs_per_cell,
         )
-        return True
 
     def _try(self, progress: CellProgress, proposal: Proposal) -> None:
         """Have a proposed point trained and, where its objective is a limit, its members' ensemble evaluated."""
@@ -251,9 +247,12 @@ class Launch:
             self._note(progress, point, trained)
 
         def trained_all(trained: int) -> None:
-            self._await(self._judged_by(cell, point), lambda _: judge(trained), give_up)
+            if self._judged_by(cell, point):
+                self._evaluate(progress, point, lambda _: judge(trained), give_up)
+            else:
+                judge(trained)
 
-        self._await(self.demand.searched(cell, point), trained_all, give_up)
+        self._train(progress, self.demand.searched(cell, point), trained_all, give_up)
 
     def _judged_by(self, cell: Cell, point: Point) -> list[EnsembleSpec]:
         """The ensemble that a point's objective is read off, once its members are there; a diverged one has none."""
@@ -276,7 +275,7 @@ class Launch:
         role = "replicate" if self.demand.recipe(cell).members == 1 else "member"
         progress.repeats_left = len(repeats) + (ensemble is not None)
 
-        def repeated(run: RunSpec) -> Callable[[int], None]:
+        def repeated(run: RunSpec) -> Done:
             def note(trained: int) -> None:
                 progress.repeats_left -= 1
                 self.recorder.trial(cell, run.run_id, role, list(progress.search.results).index(best), best)
@@ -287,16 +286,16 @@ class Launch:
             if self._diverged(self.demand.members(cell, best)):
                 self.recorder.note(cell, "a member of the optimum diverged: it has no ensemble")
                 return
-            self._await([ensemble], evaluated, lambda reason: None)
+            self._evaluate(progress, best, evaluated, lambda reason: None)
 
         def evaluated(trained: int) -> None:
             progress.repeats_left -= 1
             self.recorder.ensemble(cell, ensemble.ensemble_id, list(progress.search.results).index(best), best)
 
         for run in repeats:
-            self._await([run], repeated(run), lambda reason: None)
+            self._train(progress, [run], repeated(run), lambda reason: None)
         if ensemble:
-            self._await(self.demand.members(cell, best), gathered, lambda reason: None)
+            self._train(progress, self.demand.members(cell, best), gathered, lambda reason: None)
 
     def _note(self, progress: CellProgress, point: Point, trained: int = 0) -> None:
         """Write down the runs, and the ensemble, that a point of a search used."""
@@ -312,9 +311,43 @@ class Launch:
 
     # -- the jobs -----------------------------------------------------------------------------------------------
 
-    def _await(self, specs: Sequence[Asked], done: Callable[[int], None], failed: Callable[[str | None], None]) -> None:
+    def _train(self, progress: CellProgress, runs: Sequence[RunSpec], done: Done, failed: Failed, weights: bool = False) -> None:
+        """Have runs of a cell trained; those of a taught cell need their teacher's samples, or its weights, first."""
+        if not self._missing(runs, weights):
+            done(0)
+            return
+
+        def ready(_: int) -> None:
+            self._await(runs, done, failed, weights)
+
+        if progress.cell.teacher is None:
+            ready(0)
+            return
+        teacher = self.cells[progress.cell.teacher]
+        members = self.demand.members(teacher.cell, teacher.certificate.best)
+        if progress.samples is None:
+            self._train(teacher, members, ready, failed, weights=True)
+        elif self.facts.has(progress.samples):
+            ready(0)
+        else:
+            self._train(teacher, members, lambda _: self._await([progress.samples], ready, failed), failed, weights=True)
+
+    def _evaluate(self, progress: CellProgress, point: Point, done: Done, failed: Failed) -> None:
+        """Have the ensemble of a point's members evaluated, from their weights: what was imported has none."""
+        ensemble, members = self.demand.ensemble(progress.cell, point), self.demand.members(progress.cell, point)
+        if self.facts.has(ensemble):
+            done(0)
+        else:
+            self._train(progress, members, lambda _: self._await([ensemble], done, failed), failed, weights=True)
+
+    def _missing(self, specs: Sequence[Asked], weights: bool = False) -> list[Asked]:
+        """What of `specs` is no fact yet, or lacks the weights that are asked for."""
+        folder = self.store.folder_of
+        return [spec for spec in specs if not self.facts.has(spec) or (weights and not folder(spec).weights.exists())]
+
+    def _await(self, specs: Sequence[Asked], done: Done, failed: Failed, weights: bool = False) -> None:
         """Have what is missing of `specs` made, then call `done` with how many runs that trained; at once if none is."""
-        missing = [spec for spec in specs if not self.facts.has(spec)]
+        missing = self._missing(specs, weights)
         if not missing:
             done(0)
             return

@@ -18,6 +18,7 @@ from dataeff.planning.plan import plan
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.specs.demand import Demand
+from dataeff.specs.ensemble import EnsembleResult
 from dataeff.specs.result import Store
 from dataeff.specs.study import Study
 
@@ -50,6 +51,7 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
 
     spec, store, note = study.spec, Store.beside(database.path), None
     losses: dict[str, float] = {}
+    ensembles: dict[str, EnsembleResult] = {}
     speeds: dict[int, float] = {}
     if spec.tokenizer.kind == "hugging_face" and spec.tokenizer.vocabulary:
         demand = Demand(spec, "not tokenized", spec.tokenizer.vocabulary, 0)
@@ -61,10 +63,11 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
         try:
             with database.read() as connection:
                 losses = queries.recorded_losses(connection, tokens.fingerprint)
+                ensembles = queries.recorded_ensembles(connection, tokens.fingerprint)
                 speeds = queries.flops_per_second(connection)
         except NotFoundError:  # no database yet: nothing is recorded
             pass
-    facts = Facts(losses, store)
+    facts = Facts(store, losses, ensembles)
     assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
     workers = default_workers()

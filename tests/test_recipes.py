@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -189,3 +190,16 @@ def test_limits_of_every_kind_are_in_sql(ask):
     assert all(math.isfinite(trained) for _, _, trained in found.values())
     assert "K" in found["ensemble"][0] and "N" in found["joint"][0]
     assert found["joint"][1] is None  # two sizes are no law over N, and SQL says so
+
+
+def test_runs_whose_weights_are_elsewhere_are_trained_again_only_where_weights_are_needed(folder, tmp_path):
+    shutil.copy(folder / "runs.duckdb", tmp_path)
+    assert launch(declared(folder), tmp_path / "runs.duckdb").trained == 0
+    more = {**RECIPES, "five": {**RECIPES["ensemble"], "members": 5, "sizes": ["a"]}}
+    assert launch(declared(folder, recipes=more), tmp_path / "runs.duckdb").trained == 5
+    taught = {**RECIPES, "third": {"base": "regularized", "tune": [], "teacher": {"recipe": "second_generation"}, "sizes": ["a"]}}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(folder / "runs.duckdb", elsewhere)
+    again = launch(declared(folder, recipes=taught), elsewhere / "runs.duckdb")
+    assert again.trained == 4  # regularized, self-distilled, second generation: each with its samples; and the third

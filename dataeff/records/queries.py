@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 
 from dataeff.errors import NotFoundError, QueryError, nearest
+from dataeff.specs.ensemble import EnsembleResult
 
 Answer = tuple[list[str], list[tuple[Any, ...]]]
 
@@ -45,6 +46,14 @@ def recorded_losses(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[
     """Return the loss of every recorded run on the corpus of this fingerprint, `math.inf` for a diverged one."""
     rows = connection.execute("SELECT run_id, val_loss FROM run WHERE corpus = $1", [corpus]).fetchall()
     return {run_id: math.inf if loss is None else loss for run_id, loss in rows}
+
+
+def recorded_ensembles(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, EnsembleResult]:
+    """Return every recorded ensemble evaluated on the corpus of this fingerprint, by its id."""
+    text = """SELECT ensemble_id, list({averaging: averaging, subset: subset, val_loss: val_loss} ORDER BY number) AS losses,
+            any_value(wall_seconds) AS wall_seconds, any_value(device) AS device
+        FROM ensemble JOIN ensemble_loss USING (ensemble_id) WHERE corpus = $1 GROUP BY ensemble_id"""
+    return {row["ensemble_id"]: EnsembleResult.model_validate(row) for row in records(connection, text, [corpus])}
 
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:

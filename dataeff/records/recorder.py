@@ -20,9 +20,10 @@ from dataeff.records.ingest import (
     record_study,
     record_trials,
 )
-from dataeff.records.queries import recorded_losses
+from dataeff.records.queries import recorded_ensembles, recorded_losses
 from dataeff.records.store import Database
 from dataeff.specs.demand import Demand
+from dataeff.specs.ensemble import EnsembleResult
 from dataeff.specs.grid import Point
 from dataeff.specs.identity import identity
 from dataeff.specs.result import RunFolder
@@ -46,8 +47,8 @@ class Recorder:
         self._ended: dict[str, datetime | None] = {}  # when a search ended in an earlier launch
         self.taken_out = 0
 
-    def begin(self, study: Study, demand: Demand, corpus_name: str) -> dict[str, float]:
-        """Record the study and its cells, and return the loss of every recorded run on the corpus (inf: diverged).
+    def begin(self, study: Study, demand: Demand, corpus_name: str) -> tuple[dict[str, float], dict[str, EnsembleResult]]:
+        """Record the study and its cells; return the loss of every recorded run on the corpus (inf: diverged), and ensembles.
 
         Of a study that asks for other runs than when it was last launched, the cells and trials are taken out, to be
         recorded anew as the search goes on (`taken_out` counts the cells); runs stay.
@@ -93,7 +94,7 @@ class Recorder:
             ended = connection.execute("SELECT cell_id, search_ended_at FROM cell WHERE study = $1", [spec.name]).fetchall()
             self._ended = dict(ended)
             record_cells(connection, [row for cell_id, row in self._cells.items() if cell_id not in self._ended])
-            return recorded_losses(connection, corpus)
+            return recorded_losses(connection, corpus), recorded_ensembles(connection, corpus)
 
     def fact(self, folder: RunFolder) -> None:
         """The folder of a run, an ensemble or samples has news: a result, or an attempt at a run that ended."""

@@ -259,7 +259,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
                 _in_transaction(connection, statements, "INSERT INTO schema_migration VALUES ($1, $2, now())", [version, name])
                 connection.execute("CHECKPOINT")
             except duckdb.Error as error:
-                raise DatabaseError(f"{path} cannot be brought to schema version {version}, and stays as it is: {error}") from error
+                raise DatabaseError(f"{path} cannot be brought to schema {version} and stays as it is: {error}") from error
     if not _is_current(connection, path):
         statements = f"{views()};\nDELETE FROM schema_views"
         _in_transaction(connection, statements, "INSERT INTO schema_views VALUES ($1, now())", [_views_hash()])
