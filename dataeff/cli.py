@@ -63,6 +63,11 @@ def _load(name: str) -> Study:
     return Study.load(name)
 
 
+def _name(study: str) -> str:
+    """The name of a recorded study, given that or its file."""
+    return _load(study).spec.name if Path(study).suffix == ".toml" else study
+
+
 def _database(path: Path) -> Database:
     from dataeff.records.store import Database
 
@@ -247,7 +252,7 @@ def answer(
         from dataeff.reports.charts import require_chart_suffix
 
         require_chart_suffix(plot)
-    name = _load(study).spec.name if Path(study).suffix == ".toml" else study
+    name = _name(study)
     _print_answer(name, database, as_json, as_csv)
     if plot:
         from dataeff.reports.charts import save_chart
@@ -391,6 +396,45 @@ def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = F
         as_json,
         as_csv,
     )
+
+
+@app.command("export")
+def export_rows(
+    study: StudyArgument,
+    target: Annotated[Path, typer.Argument(help="a new folder (of Parquet files; NAME.csv: of CSV files) or NAME.duckdb")],
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the rows of one study to files of their own.
+
+    \b
+    Example: dataeff export quickstart quickstart-results
+    Example: dataeff export quickstart quickstart.results.duckdb
+    """
+    from dataeff.records.exchange import export_study
+
+    counts = export_study(_database(database), _name(study), target)
+    _show(["table", "rows"], list(counts.items()), as_json, False)
+    print(f"written to {target}", file=sys.stderr)
+
+
+@app.command("import")
+def import_rows(
+    source: Annotated[str, typer.Argument(help="a folder that `export` wrote, or a study whose results come along")],
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the rows of an exported study; what is there already stays as it is.
+
+    \b
+    Example: dataeff import laptop
+    """
+    from dataeff.records.exchange import import_study
+    from dataeff.share import shared_folder
+
+    folder = Path(source) if Path(source).is_dir() else shared_folder("studies") / source
+    added = import_study(_database(database), folder)
+    _show(["table", "new_rows"], list(added.items()), as_json, False)
 
 
 @app.command("app")

@@ -39,12 +39,12 @@ def test_every_command_of_the_readme_works(finished, command):
 
 def test_the_study_of_the_readme_is_valid(tmp_path):
     (tmp_path / "mine.toml").write_text(block("toml"))
-    assert len(Study.load(tmp_path / "mine.toml").spec.cells) == 18
+    assert len(Study.load(tmp_path / "mine.toml").spec.cells) == 27
 
 
 def test_the_python_of_the_readme_runs(capsys):
     exec(block("python"), {})
-    assert "18 cells" in capsys.readouterr().out
+    assert "27 cells" in capsys.readouterr().out
 
 
 def test_the_make_targets_of_the_readme_exist():

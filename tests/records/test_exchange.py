@@ -1,0 +1,100 @@
+"""Exports and imports: what leaves a database comes into another whole, once, and unchanged."""
+
+from __future__ import annotations
+
+import csv
+
+import duckdb
+import pytest
+
+from dataeff.errors import InputError, NotFoundError
+from dataeff.records.exchange import export_study, import_study
+from dataeff.records.store import Database
+from tests.conftest import dataeff
+
+ANSWER = "SELECT recipe, seed_tokens, limit_loss, best_trained, training_flops FROM recipe_summary ORDER BY ALL"
+
+
+def rows(database: Database, query: str = ANSWER) -> list[tuple]:
+    with database.read() as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """(database, folder): the finished tiny study and its Parquet export."""
+    database, folder = Database(finished / "dataeff.duckdb"), tmp_path_factory.mktemp("export") / "tiny"
+    export_study(database, "tiny", folder)
+    return database, folder
+
+
+def test_an_import_answers_as_the_database_it_came_from(exported, tmp_path):
+    database, folder = exported
+    copy = Database(tmp_path / "copy.duckdb")
+    added = import_study(copy, folder)
+    for old, new in zip(rows(database), rows(copy), strict=True):
+        assert new[:2] == old[:2] and new[2:] == pytest.approx(old[2:])
+    for table, count in added.items():
+        assert rows(copy, f"SELECT count(*) FROM {table}") == [(count,)] == rows(database, f"SELECT count(*) FROM {table}")
+
+
+def test_importing_again_changes_nothing(exported, tmp_path):
+    copy = Database(tmp_path / "copy.duckdb")
+    import_study(copy, exported[1])
+    before = rows(copy, "SELECT sum(value), count(*) FROM metric")
+    assert set(import_study(copy, exported[1]).values()) == {0}
+    assert rows(copy, "SELECT sum(value), count(*) FROM metric") == before
+
+
+def test_results_without_their_curves_come_in_too(exported, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    for file in exported[1].iterdir():
+        if file.stem not in ("metric", "attempt"):
+            (small / file.name).write_bytes(file.read_bytes())
+    copy = Database(tmp_path / "copy.duckdb")
+    assert "metric" not in import_study(copy, small)
+    assert len(rows(copy)) == len(rows(exported[0]))
+
+
+def test_a_study_that_asks_for_something_else_is_refused_and_nothing_changed(exported, tmp_path):
+    copy = Database(tmp_path / "copy.duckdb")
+    import_study(copy, exported[1])
+    with copy.write() as connection:
+        connection.execute("UPDATE study SET asks = 'other'")
+        connection.execute("DELETE FROM cell")
+    with pytest.raises(InputError, match="name another database"):
+        import_study(copy, exported[1])
+    assert rows(copy, "SELECT count(*) FROM cell") == [(0,)]
+
+
+def test_a_duckdb_export_is_a_database_of_one_study(exported, tmp_path):
+    export_study(exported[0], "tiny", tmp_path / "tiny.duckdb")
+    with duckdb.connect(tmp_path / "tiny.duckdb", read_only=True) as connection:
+        assert len(connection.execute(ANSWER).fetchall()) == len(rows(exported[0]))
+
+
+def test_a_csv_export_can_be_read_by_anything(exported, tmp_path):
+    counts = export_study(exported[0], "tiny", tmp_path / "tiny.csv")
+    with open(tmp_path / "tiny.csv" / "run.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == counts["run"]
+    assert {float(row["val_loss"]) for row in read} == {loss for (loss,) in rows(exported[0], "SELECT val_loss FROM run")}
+
+
+def test_an_export_overwrites_nothing_and_names_what_it_cannot_find(exported, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="overwrites nothing"):
+        export_study(exported[0], "tiny", tmp_path / "mine")
+    with pytest.raises(NotFoundError, match="did you mean 'tiny'"):
+        export_study(exported[0], "tniy", tmp_path / "new")
+    with pytest.raises(NotFoundError, match="no export of a study"):
+        import_study(exported[0], tmp_path / "mine")
+
+
+def test_the_commands_say_what_they_did(exported, tmp_path):
+    done = dataeff("import", exported[1], cwd=tmp_path)
+    assert done.returncode == 0 and "new_rows" in done.stdout
+    done = dataeff("export", "tiny", "out", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "out" / "run.parquet").is_file()
