@@ -57,13 +57,17 @@ class CellProgress:
     certificate: Certificate | None = None
     noted: set[Point] = field(default_factory=set)
     samples: SampleSpec | None = None  # of its teacher
+    follows: CellProgress | None = None  # where nothing is tuned: the cell whose optimum, and certificate, is this one's
+    blocked: str | None = None  # why it can never start
 
     @property
     def state(self) -> str:
-        """waiting | searching | certified | boundary | open"""
+        """waiting | blocked | searching | certified | boundary | open"""
         if self.search is None:
-            return "waiting"
-        return self.certificate.state if self.certificate else "searching"
+            return "blocked" if self.blocked else "waiting"
+        if self.certificate is None:
+            return "searching"
+        return self.follows.state if self.follows and self.certificate.state == "certified" else self.certificate.state
 
     @property
     def running(self) -> int:
@@ -198,12 +202,13 @@ class Launch:
         while changed:
             changed = False
             for progress in self.cells.values():
-                if progress.search is None and self._can_start(progress.cell):
+                if progress.state == "waiting" and self._can_start(progress):
                     self._open(progress)
                     changed = True
                 if progress.state == "searching":
                     for proposal in progress.search.propose():
                         self._try(progress, proposal)
+                        changed |= proposal.point not in progress.search.in_flight  # a fact since, made by another study
                     for point in progress.search.results:
                         if point not in progress.noted:
                             self._note(progress, point)
@@ -211,11 +216,24 @@ class Launch:
                         self._close(progress)
                         changed = True
 
-    def _can_start(self, cell: Cell) -> bool:
-        """Whether the cells it starts from have ended, and its teacher is whole."""
-        teacher = self.cells[cell.teacher] if cell.teacher else None
-        whole = teacher is None or (teacher.ended and teacher.optimum is not None and not teacher.repeats_left)
-        return whole and all(self.cells[other].ended for other in (cell.neighbour, cell.base) if other)
+    def _can_start(self, progress: CellProgress) -> bool:
+        """Whether the cells it starts from have ended, and the members of its teacher are there. A cell whose base or teacher
+        turns out to have nothing to give is blocked.
+        """
+        cell = progress.cell
+        ended = all(self.cells[other].ended for other in (cell.neighbour, cell.base, cell.teacher) if other)
+        if ended and cell.base and self.demand.recipe(cell).tune is not None and self.cells[cell.base].optimum is None:
+            progress.blocked = f"its base {cell.base} has no optimum"
+        if ended and cell.teacher:
+            teacher = self.cells[cell.teacher]
+            best = teacher.certificate.best
+            members = self.demand.members(teacher.cell, best) if best is not None else []
+            if not members or self._diverged(members):
+                progress.blocked = f"its teacher {cell.teacher} has {'a diverged member' if members else 'no optimum'}"
+            ended = all(self.facts.has(member) for member in members)
+        if progress.blocked:
+            self.recorder.note(cell, progress.blocked)
+        return ended and not progress.blocked
 
     def _open(self, progress: CellProgress) -> None:
         optima = {other: self.cells[other].optimum for other in (progress.cell.neighbour, progress.cell.base) if other}
@@ -224,6 +242,8 @@ class Launch:
             teacher = self.cells[cell.teacher]
             names = self.demand.member_names(teacher.cell, teacher.certificate.best)
             cell, progress.samples = self.demand.taught(cell, names)
+        if cell.base and cell.grid.size == 1 and self.demand.recipe(cell).tune == []:
+            progress.follows = self.cells[cell.base]
         progress.cell = cell
         self.recorder.search_opened(cell, starts, note)
         progress.search = CellSearch(
@@ -272,7 +292,7 @@ class Launch:
         if best is None:
             return
         repeats, ensemble = self.demand.repeats(cell, best), self.demand.ensemble(cell, best)
-        role = "replicate" if self.demand.recipe(cell).members == 1 else "member"
+        role = "member" if len(self.demand.members(cell, best)) > 1 else "replicate"
         progress.repeats_left = len(repeats) + (ensemble is not None)
 
         def repeated(run: RunSpec) -> Done:

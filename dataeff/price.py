@@ -72,7 +72,7 @@ def price(study: Study, database: Database, on_progress: Callable[[str, int, int
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
     workers = default_workers()
     rows, seconds, flops, runs = [], 0.0, 0.0, 0
-    for item in plan(demand, lambda cell, point: facts.value(demand, cell, point), facts.has):
+    for item in plan(demand, lambda cell, point: facts.value(demand, cell, point), facts.loss):
         cell = item.cell
         parameters = spec.model(cell.size, demand.vocabulary).parameters_total
         cell_seconds = item.flops_left / speeds.get(parameters, usual) / workers

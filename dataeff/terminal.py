@@ -23,7 +23,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from dataeff.launch import CellProgress, Launch
 
-STATE_STYLE = dict(certified="green", boundary="yellow", open="red", searching="cyan", waiting="dim")
+STATE_STYLE = dict(certified="green", boundary="yellow", open="red", searching="cyan", blocked="red", waiting="dim")
 NUMERIC_SIGNIFICANT = 5
 
 
@@ -127,7 +127,7 @@ def _view(launch: Launch, height: int | None = None) -> Group:
     cells = list(launch.cells.values())
     left_out = ""
     if height is not None and len(cells) > (room := max(1, height - 7)):
-        order = {"searching": 0, "open": 1, "boundary": 2}
+        order = {"searching": 0, "blocked": 1, "open": 1, "boundary": 2}
         shown = {progress.cell.id for progress in sorted(cells, key=lambda progress: order.get(progress.state, 3))[:room]}
         left_out = f"({len(cells) - room} more cells)\n"
         cells = [progress for progress in cells if progress.cell.id in shown]
@@ -215,5 +215,8 @@ class LiveView:
         """Print the final table and what went wrong, for good."""
         self.__exit__()
         self._console.print(_view(launch))
+        for progress in launch.cells.values():
+            if progress.blocked:
+                self._console.print(f"{progress.cell.id} cannot be trained: {progress.blocked}", markup=False, soft_wrap=True)
         for failure in launch.failures:
             self._console.print(Text(failure, style="red"), soft_wrap=True)

@@ -48,6 +48,19 @@ limit = "best"
 [recipes.regularized]
 base = "standard"
 
+[recipes.ensemble]
+base = "regularized"
+tune = []
+members = 4
+limit = "K"
+
+[recipes.distilled]
+sizes = ["a"]
+base = "regularized"
+tune = []
+teacher = { recipe = "ensemble", tokens_per_seed_token = 1 }
+limit = "best"
+
 [resources]
 evaluations = 2
 """

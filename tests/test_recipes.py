@@ -139,7 +139,7 @@ def test_a_search_for_the_limit_ends_where_sql_sees_the_least_limit(folder, ask)
     again = launch(declared(folder), folder / "runs.duckdb")
     for cell_id, progress in again.cells.items():
         ((state,),) = ask(f"SELECT state FROM certificate WHERE cell_id = '{cell_id}'")
-        assert state == progress.certificate.state
+        assert state == progress.state
         if progress.cell.recipe == "joint":
             ((best, coordinates),) = ask(
                 f"SELECT val_loss, coordinates FROM grid_point WHERE is_best AND cell_id = '{cell_id}'"
@@ -203,3 +203,25 @@ def test_runs_whose_weights_are_elsewhere_are_trained_again_only_where_weights_a
     shutil.copy(folder / "runs.duckdb", elsewhere)
     again = launch(declared(folder, recipes=taught), elsewhere / "runs.duckdb")
     assert again.trained == 4  # regularized, self-distilled, second generation: each with its samples; and the third
+
+
+def test_what_can_never_start_says_why_and_keeps_nobody_waiting(folder, tmp_path):
+    wild = {"fixed": {"lr": 1e6, "epochs": 64.0}, "sizes": ["a"], "limit": "best"}
+    recipes = {
+        "standard": RECIPES["standard"],
+        "wild": wild,
+        "follower": {"base": "wild", "tune": [], "members": 3, "limit": "K", "sizes": ["a"]},
+        "student": {"teacher": {"recipe": "wild"}, "limit": "best", "sizes": ["a"]},
+    }
+    study = declared(folder, recipes=recipes)
+    launched = launch(study, tmp_path / "runs.duckdb")
+    states = {progress.cell.recipe: (progress.state, progress.blocked) for progress in launched.cells.values()}
+    assert states["follower"] == ("blocked", "its base tiny/wild/1024/a has no optimum")
+    assert states["student"] == ("blocked", "its teacher tiny/wild/1024/a has no optimum")
+    with duckdb.connect(tmp_path / "runs.duckdb", read_only=True) as connection:
+        reasons = dict(connection.execute("SELECT recipe, reason FROM certificate WHERE state = 'open'").fetchall())
+        limits = dict(connection.execute("SELECT recipe, reason FROM asymptote WHERE limit_loss IS NULL").fetchall())
+    assert reasons["follower"] == states["follower"][1]
+    assert reasons["student"] == states["student"][1]
+    assert limits["student"].endswith(states["student"][1])
+    assert {row[0]: row[5] for row in price(study, Database(tmp_path / "runs.duckdb")).rows}["follower"] == "waiting"

@@ -7,6 +7,7 @@ Costs are training FLOPs (see `ModelSpec.training_flops_per_token`); evaluating 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,33 +46,37 @@ class CellPlan:
 
 
 def plan(
-    demand: Demand, value: Callable[[Cell, Point], float | None], has: Callable[[RunSpec], bool]
+    demand: Demand, value: Callable[[Cell, Point], float | None], loss: Callable[[RunSpec], float | None]
 ) -> list[CellPlan]:
     """Return the plan of every cell, in the order they can start. Nothing is trained.
 
-    `value` gives what a cell's search minimises at a point, None where that is not recorded; `has` whether a run is.
+    `value` gives what a cell's search minimises at a point, None where that is not recorded; `loss` that of a run.
     """
     optima: dict[str, dict[str, float] | None] = {}
     teachers: dict[str, list[str]] = {}
-    plans = []
+    plans, states = [], {}
     width, limit = demand.study.resources.points_in_flight, demand.study.resources.max_runs_per_cell
     for cell in demand.study.cells:
         results: dict[Point, float] = {}
         state, ended = "waiting", False
         repeats = len(demand.repeats(cell, cell.grid.middle))
-        if _can_start(cell, optima, teachers):
+        if _can_start(demand, cell, optima, teachers):
             placed, starts, _ = demand.place(cell, optima)
             if cell.teacher:
                 placed, _ = demand.taught(placed, teachers[cell.teacher])
             results = replay(lambda point, placed=placed: value(placed, point), placed.grid, starts, width, limit)
             found = certificate(results, placed.grid)
             state = found.state if results else "new"
+            if cell.base and demand.recipe(cell).tune == [] and state == "certified":
+                state = states[cell.base]
             if ended := not next_points(results, placed.grid, starts, width=width, limit=limit):
                 optima[cell.id] = placed.grid.values(found.best) if found.best else None
-                missing = [run for run in demand.repeats(placed, found.best) if not has(run)] if found.best else []
+                missing = [run for run in demand.repeats(placed, found.best) if loss(run) is None] if found.best else []
                 repeats = len(missing)
-                if found.best and not missing:
+                members = demand.members(placed, found.best) if found.best else []
+                if members and all((loss(run) or math.inf) < math.inf for run in members):
                     teachers[cell.id] = demand.member_names(placed, found.best)
+        states[cell.id] = state
         each = len(demand.searched(cell, cell.grid.middle))
         left = 0 if ended else max(1, min(limit or cell.grid.size, typical_points(cell)) - len(results))
         expected = left * each + (repeats if ended or each == 1 else 0)
@@ -79,6 +84,7 @@ def plan(
     return plans
 
 
-def _can_start(cell: Cell, optima: Optima, teachers: dict[str, list[str]]) -> bool:
+def _can_start(demand: Demand, cell: Cell, optima: Optima, teachers: dict[str, list[str]]) -> bool:
+    followed = cell.base if demand.recipe(cell).tune is not None else None
     starts = all(other in optima for other in (cell.neighbour, cell.base) if other)
-    return starts and (cell.teacher is None or cell.teacher in teachers)
+    return starts and (not followed or optima[followed] is not None) and (cell.teacher is None or cell.teacher in teachers)

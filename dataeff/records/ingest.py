@@ -209,7 +209,7 @@ def _run_row(spec: RunSpec, result: RunResult, corpus_names: Mapping[str, str]) 
         **{name: declared[name] for name in ours},
         **{name: declared["model"][name] for name in shape},
         "parameters_active": spec.model.parameters_active,
-        "synthetic_share": spec.synthetic.share if spec.synthetic else None,
+        "synthetic_share": spec.synthetic_share,
         "samples": spec.synthetic.samples if spec.synthetic else None,
         "val_loss": result.val_loss if result.status == "finished" else None,
         "corpus_name": corpus_names.get(spec.corpus),

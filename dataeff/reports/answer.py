@@ -29,9 +29,9 @@ ORDER BY list_position(json_keys(study.spec, '$.recipes'), summary.recipe), summ
 # Where cells tuned for the limit in K ended, against the optimum of the recipe they build on.
 TUNED_FOR_THE_LIMIT = """
 SELECT tuned.recipe, base.recipe AS base, count(*) AS cells, median(tuned.epochs / base.epochs) AS epochs,
-    median(tuned.weight_decay / nullif(base.weight_decay, 0)) AS weight_decay,
-    count(*) FILTER (abs(log2(tuned.epochs / base.epochs / 2)) <= 1.01
-        AND abs(log2(tuned.weight_decay / nullif(base.weight_decay, 0) / 0.5)) <= 1.01) AS by_rule
+    coalesce(median(tuned.weight_decay / nullif(base.weight_decay, 0)), 1) AS weight_decay,
+    count(*) FILTER (tuned.epochs / base.epochs BETWEEN 0.99 AND 4.01
+        AND tuned.weight_decay BETWEEN 0.249 * base.weight_decay AND 1.01 * base.weight_decay) AS by_rule
 FROM best_run AS tuned JOIN cell ON cell.cell_id = tuned.cell_id JOIN best_run AS base ON base.cell_id = cell.base
 WHERE tuned.study = $1 AND objective = 'K' AND tuned.run_id IS NOT NULL
 GROUP BY ALL ORDER BY ALL

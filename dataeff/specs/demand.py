@@ -31,7 +31,7 @@ class Demand:
     separator: int
 
     def recipe(self, cell: Cell) -> RecipeSpec:
-        return self.study.recipes[cell.recipe]
+        return self.study.recipe(cell.recipe)
 
     def place(self, cell: Cell, optima: Optima) -> tuple[Cell, tuple[Point, ...], str | None]:
         """Return the cell with the axes that follow its base's optimum set, its starting points, and a note on axes set
@@ -40,13 +40,13 @@ class Demand:
         recipe, notes = self.recipe(cell), []
         followed = optima.get(cell.base) if cell.base else None
         goal = {axis: changed(axis, value, recipe.change) for axis, value in (followed or {}).items()}
-        if followed and recipe.tune is not None:
-            free = [axis for axis in self.study.grid if axis not in (*recipe.tune, *recipe.fixed)]
-            cell = replace(cell, grid=Grid({**cell.grid.axes, **{axis: (goal[axis],) for axis in free}}))
-            for axis in free:
-                values = self.study.grid[axis]
-                if not values[0] <= goal[axis] <= values[-1]:
-                    notes.append(f"{axis} {goal[axis]:g} lies outside the study's grid, {values[0]:g} to {values[-1]:g}")
+        if recipe.tune is not None:
+            free = {axis: (value,) for axis, value in goal.items() if axis not in (*recipe.tune, *recipe.fixed)}
+            cell = replace(cell, grid=Grid({**cell.grid.axes, **free}))
+            for axis, (value,) in free.items():
+                values = self.study.grid.get(axis, [value])
+                if not values[0] <= value <= values[-1]:
+                    notes.append(f"{axis} {value:g} lies outside the study's grid, {values[0]:g} to {values[-1]:g}")
         starts = [cell.grid.nearest(values) for values in (optima.get(cell.neighbour), goal) if values]
         if recipe.start == "middle":
             starts = [cell.grid.middle, *starts]

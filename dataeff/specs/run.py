@@ -231,6 +231,12 @@ class RunSpec(TrainingSpec):
         return sequences if share == 1 else self.batch_size * max(1, round(sequences * share / (1 - share) / self.batch_size))
 
     @property
+    def synthetic_share(self) -> float | None:
+        """Share of synthetic tokens in an epoch, as whole steps give it."""
+        every = self.real_sequences + self.synthetic_sequences
+        return self.synthetic_sequences / every if self.synthetic else None
+
+    @property
     def steps_per_epoch(self) -> int:
         return (self.real_sequences + self.synthetic_sequences) // self.batch_size
 

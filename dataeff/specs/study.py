@@ -80,7 +80,7 @@ class StudyTraining(TrainingSpec):
 
 def _factor(value: object) -> object:
     """Read `"x 2"` as 2."""
-    if isinstance(value, str) and (found := re.fullmatch(r"\s*x\s*([0-9.eE+-]+)\s*", value)):
+    if isinstance(value, str) and (found := re.fullmatch(r"\s*x\s*(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*", value)):
         return float(found.group(1))
     if isinstance(value, str):
         raise ValueError(f'{value!r} is no change; write a factor, such as "x 2" or "x 0.5"')
@@ -102,10 +102,18 @@ class TeacherSpec(Spec):
     top_p: float = Field(default=1.0, gt=0, le=1, description="samples: nucleus; 1 is off")
     weight: float = Field(default=0.5, gt=0, le=1, description="logits: of the matching, beside the cross-entropy")
 
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> TeacherSpec:
+        others = ("weight",) if self.kind == "samples" else ("share", "tokens_per_seed_token", "pool", "top_p")
+        if idle := [name for name in others if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(f"{idle[0]} means nothing to a teacher of kind '{self.kind}'; leave it out, or use the other kind")
+        return self
+
 
 class RecipeSpec(Spec):
     """A named way to train. Every axis of the study's grid is tuned, but for those in `fixed` and those not in `tune`,
-    which follow the optimum of `base`, times their `change`.
+    which follow the optimum of `base`, times their `change`. Who follows a base so (`tune` is given) is also trained as it
+    is: its `training`, its teacher and what it fixes off the grid hold too, unless they are set otherwise.
     """
 
     fixed: dict[str, float] = Field(default_factory=dict, description="axes held at one value")
@@ -113,14 +121,14 @@ class RecipeSpec(Spec):
     base: str | None = Field(
         default=None, description="recipe whose optimum in the same (D, N) is followed, and where the search starts as well"
     )
-    change: dict[str, Annotated[float, BeforeValidator(_factor)]] = Field(
+    change: dict[str, Annotated[float, BeforeValidator(_factor), Field(gt=0)]] = Field(
         default_factory=dict, description='of the base\'s optimum before it is used, such as { epochs = "x 2" }'
     )
     start: Literal["neighbour", "middle"] | dict[str, float] = Field(
         default="neighbour", description="where a cell's search starts: a neighbour cell's optimum, the middle, or a point"
     )
     training: dict[str, Any] = Field(default_factory=dict, description="keys of [training] that this recipe sets otherwise")
-    sizes: list[str] | None = Field(default=None, description="names of the study's sizes; all unless given")
+    sizes: list[str] | None = Field(default=None, min_length=1, description="names of the study's sizes; all unless given")
     members: int = Field(default=1, ge=1, description="K: runs of one point that are judged together, the tuned one first")
     vary: Literal["both", "train_seed", "data_seed", "snapshot"] = Field(
         default="both", description="what members differ in: seeds, or the cycles of one run"
@@ -220,61 +228,88 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         if self.baseline not in self.recipes:
             raise ValueError(f"baseline '{self.baseline}' is not a recipe; {nearest(self.baseline, self.recipes)}")
+        for check in (self._check_links, self._check_recipe):
+            for name in self.recipes:
+                try:
+                    check(name)
+                except ValueError as error:
+                    raise ValueError(f"recipes.{name}{'' if str(error).startswith('.') else ': '}{error}") from None
+            self._recipe_order()
         for name in self.recipes:
-            try:
-                self._check_recipe(name)
-            except ValueError as error:
-                raise ValueError(f"recipes.{name}{'' if str(error).startswith('.') else ': '}{error}") from None
-            training = self.training_of(name)
-            for batch_size in self.grid_of(name).axes.get("batch_size", (training.batch_size,)):
+            values = self.grid_of(name).axes.get("batch_size", (self.training_of(name).batch_size,))
+            for batch_size in values:
                 for seed_tokens in self.seed_tokens:
-                    require_whole_steps(seed_tokens, int(batch_size), training.context_length)
-        self._recipe_order()
+                    require_whole_steps(seed_tokens, int(batch_size), self.training.context_length)
         return self
+
+    def _check_links(self, name: str) -> None:
+        """Raise `ValueError`, without the recipe's name, where it names sizes or recipes that are not there."""
+        recipe, names = self.recipes[name], [size.name for size in self.sizes]
+        if unknown := [size for size in recipe.sizes or () if size not in names]:
+            raise ValueError(f".sizes: the study has no size '{unknown[0]}'; {nearest(unknown[0], names)}")
+        for key, other in (("base", recipe.base), ("teacher", recipe.teacher and recipe.teacher.recipe)):
+            if other is not None and (other not in self.recipes or other == name):
+                others = [r for r in self.recipes if r != name]
+                raise ValueError(f"{key} '{other}' is not another recipe; {nearest(other, others)}")
 
     def _check_recipe(self, name: str) -> None:
         """Raise `ValueError`, without the recipe's name, for what is wrong between it and the rest of the study."""
-        recipe, own = self.recipes[name], self.size_names(name)
-        free = [axis for axis in self.grid if axis not in recipe.fixed]
+        recipe, free = self.recipes[name], [axis for axis in self.grid if axis not in self.recipes[name].fixed]
         if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
             raise ValueError(f"{', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed")
         for key, other in (("base", recipe.base), ("teacher", recipe.teacher and recipe.teacher.recipe)):
-            if other is None:
-                continue
-            if other not in self.recipes or other == name:
-                others = [r for r in self.recipes if r != name]
-                raise ValueError(f"{key} '{other}' is not another recipe; {nearest(other, others)}")
-            wanted = [recipe.teacher.size] if key == "teacher" and recipe.teacher.size else own
-            if lacking := [size for size in wanted if size not in self.size_names(other)]:
+            wanted = [recipe.teacher.size] if key == "teacher" and other and recipe.teacher.size else self.size_names(name)
+            if other and (lacking := [size for size in wanted if size not in self.size_names(other)]):
                 raise ValueError(f"{key} '{other}' has no size {lacking[0]}; {nearest(lacking[0], self.size_names(other))}")
-        for axis in recipe.tune or ():
-            if axis not in free:
-                raise ValueError(f".tune: '{axis}' is not on the grid, or fixed; {nearest(axis, free)}")
-        followed = [axis for axis in free if recipe.tune is not None and axis not in recipe.tune]
-        if followed and not recipe.base:
+        for key, axes in (("tune", recipe.tune or ()), ("change", recipe.change)):
+            if idle := [axis for axis in axes if axis not in free]:
+                raise ValueError(f".{key}: '{idle[0]}' is not on the grid, or fixed; {nearest(idle[0], free)}")
+        if recipe.tune is not None and not recipe.base and (followed := [axis for axis in free if axis not in recipe.tune]):
             raise ValueError(f"{', '.join(followed)} is neither tuned nor fixed, and there is no base to follow; add one")
         for axis in recipe.change:
-            if axis not in free:
-                raise ValueError(f".change: '{axis}' is not on the grid, or fixed; {nearest(axis, free)}")
+            for value in (changed(axis, value, recipe.change) for value in self.grid[axis]):
+                _require_axis_value(axis, value)
+                for seed_tokens in self.seed_tokens if axis == "batch_size" else ():
+                    require_whole_steps(seed_tokens, int(value), self.training.context_length)
         if isinstance(recipe.start, dict):
-            names = self.grid_of(name).names
+            names = recipe.tune if recipe.tune is not None else self.grid_of(name).names
             if unknown := [axis for axis in recipe.start if axis not in names]:
-                raise ValueError(f".start: {unknown[0]} is not on the grid; {nearest(unknown[0], names)}")
+                raise ValueError(f".start: {unknown[0]} is not tuned; {nearest(unknown[0], names)}")
             try:
-                self.grid_of(name).point({**recipe.fixed, **recipe.start})
+                self.grid_of(name).point({**{a: v[0] for a, v in self.grid_of(name).axes.items() if len(v) == 1}, **recipe.start})
             except OffGridError as error:
                 raise ValueError(f".start: {error}") from None
+        self._check_training(name)
+
+    def _check_training(self, name: str) -> None:
+        """Raise `ValueError` for what a recipe trains otherwise that is wrong, or means nothing."""
+        recipe, axes = self.recipes[name], self.grid_of(name).axes
+        if twice := [key for key in recipe.training if key in axes]:
+            raise ValueError(f".training: {twice[0]} is an axis already; set it in fixed instead")
         try:
             training = self.training_of(name)
         except ValidationError as error:
             problem = error.errors()[0]
-            key = ".".join(map(str, problem["loc"]))
-            rule = problem["msg"].removeprefix("Value error, ")
+            key, rule = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 rule = f"unknown key; {nearest(key, StudyTraining.model_fields)}"
-            raise ValueError(f".training: {key}: {rule}") from None
+            raise ValueError(f".training: {key and key + ': '}{rule}") from None
+        averages = [axis for axis in ("ema", "swa_fraction") if getattr(training, axis) or any(axes.get(axis, ()))]
+        if len(averages) > 1:
+            raise ValueError("ema and swa_fraction are both set, and weights are averaged one way; leave one of them at 0")
+        mixed = any(size.experts > 1 for size in self.sizes if size.name in self.size_names(name))
+        for axis, used, remedy in (
+            ("decay_fraction", training.schedule == "wsd", 'set training.schedule = "wsd"'),
+            ("balance_loss", mixed, "give a size experts"),
+        ):
+            if axis in axes and not used:
+                raise ValueError(f"{axis} changes nothing here and would train every point again; {remedy}, or leave it out")
         if recipe.vary == "snapshot" and training.cycles != recipe.members:
             raise ValueError(f"members {recipe.members} are snapshots of {training.cycles} cycles; set both to one number")
+        steps = self.seed_tokens[0] * min(axes["epochs"]) // (training.batch_size * training.context_length)
+        if training.cycles > steps:
+            raise ValueError(f".training: cycles {training.cycles} are more than the {steps:g} steps of its shortest run")
+
     def _recipe_order(self) -> list[str]:
         """Recipe names, each after its base and its teacher. Raises ValueError on a circle."""
         ordered: list[str] = []
@@ -288,17 +323,26 @@ class StudySpec(Spec):
         return ordered
 
     def size_names(self, recipe: str) -> list[str]:
-        """Return the names of a recipe's sizes. Raises `ValueError` for one that the study does not have."""
-        names, chosen = [size.name for size in self.sizes], self.recipes[recipe].sizes
-        if unknown := [size for size in chosen or () if size not in names]:
-            raise ValueError(f".sizes: the study has no size '{unknown[0]}'; {nearest(unknown[0], names)}")
-        return names if chosen is None else [name for name in names if name in chosen]
+        """Return the names of a recipe's sizes, in the order of the study's."""
+        chosen = self.recipes[recipe].sizes
+        return [size.name for size in self.sizes if chosen is None or size.name in chosen]
+
+    def recipe(self, name: str) -> RecipeSpec:
+        """Return a recipe with the training and the teacher that it has from the base it follows."""
+        recipe = self.recipes[name]
+        if recipe.tune is None or recipe.base is None:
+            return recipe
+        base = self.recipe(recipe.base)
+        return recipe.model_copy(
+            update={"training": {**base.training, **recipe.training}, "teacher": recipe.teacher or base.teacher}
+        )
 
     def training_of(self, recipe: str) -> StudyTraining:
         """Return the `[training]` table with what the recipe sets otherwise. Raises `ValueError` for what all must share."""
-        if shared := [key for key in SHARED_TRAINING if key in self.recipes[recipe].training]:
+        own = self.recipe(recipe).training
+        if shared := [key for key in SHARED_TRAINING if key in own]:
             raise ValueError(f".training: {shared[0]} is the same for all recipes; set it in [training]")
-        return StudyTraining.model_validate({**self.training.model_dump(), **self.recipes[recipe].training})
+        return StudyTraining.model_validate({**self.training.model_dump(), **own})
 
     def grid_of(self, recipe: str) -> Grid:
         """Return the grid a recipe is tuned on: the study's, with the fixed axes at their one value. An axis that follows
@@ -321,7 +365,7 @@ class StudySpec(Spec):
         """Every cell, each after the cells whose optimum it starts from."""
         found: list[Cell] = []
         for recipe in self._recipe_order():
-            grid, chosen = self.grid_of(recipe), self.recipes[recipe]
+            grid, chosen = self.grid_of(recipe), self.recipe(recipe)
             sizes = [size for size in self.sizes if size.name in self.size_names(recipe)]
             for d, seed_tokens in enumerate(self.seed_tokens):
                 for n, size in enumerate(sizes):
@@ -349,7 +393,8 @@ class StudySpec(Spec):
 
 def changed(axis: str, value: float, change: Mapping[str, float]) -> float:
     """Return an optimum's value times its change; of an axis of whole numbers the nearest one, at least 1."""
-    value = value * change.get(axis, 1.0)
+    if axis in change:
+        value = float(f"{value * change[axis]:.12g}")  # 0.1 x 3 is the grid's 0.3, and its run
     return float(max(1, round(value))) if axis in WHOLE_AXES else value
 
 
@@ -439,9 +484,13 @@ _TABLES: dict[str, type[Spec]] = {
     "tokenizer": TokenizerSpec,
     "training": StudyTraining,
     "recipes": RecipeSpec,
+    "teacher": TeacherSpec,
     "resources": Resources,
     "sizes": SizeSpec,
 }
+
+
+_UNION_TAG = re.compile(r"function-before\[|literal\[|dict\[")
 
 
 def _explain(error: ValidationError, text: str) -> list[str]:
@@ -450,11 +499,12 @@ def _explain(error: ValidationError, text: str) -> list[str]:
     misspelt = {str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"}
     lines = []
     for problem in problems:
-        where = [part for part in problem["loc"] if part != "function-before[_preset(), SizeSpec]"]
+        where = [part for part in problem["loc"] if not _UNION_TAG.match(str(part))]
         key = ".".join(str(part) for part in where)
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         if problem["type"] == "extra_forbidden":
-            model = _TABLES.get(str(where[0]), StudySpec) if len(where) > 1 else StudySpec
+            tables = [_TABLES[str(part)] for part in where[:-1] if str(part) in _TABLES]
+            model = tables[-1] if tables else StudySpec
             message = f"unknown key; {nearest(where[-1], model.model_fields)}"
         elif problem["type"] == "missing":
             if difflib.get_close_matches(str(where[-1]), misspelt, n=1):

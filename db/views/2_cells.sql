@@ -82,9 +82,20 @@ SELECT study, recipe, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
 FROM (SELECT DISTINCT study, recipe FROM cell) LEFT JOIN replicated USING (study, recipe)
 GROUP BY study, recipe;
 
--- Why a cell has no optimum.
-CREATE OR REPLACE MACRO no_optimum(tried) AS
-    if(tried, 'every run of the search diverged', 'no run of the search has finished');
+-- Why a cell has no optimum; a cell that never started has no starts, and its note says why.
+CREATE OR REPLACE MACRO no_optimum(tried, stopped, starts, note) AS
+    coalesce(stopped, if(json_array_length(starts) = 0, note, NULL),
+        if(tried, 'every run of the search diverged', 'no run of the search has finished'));
+
+-- The cell whose search a cell's optimum comes from: itself, or where nothing is tuned that of its base.
+CREATE OR REPLACE VIEW cell_origin AS
+WITH RECURSIVE followed AS (
+    SELECT cell_id, cell_id AS origin, base, list_product(shape) = 1 AND base IS NOT NULL AS follows FROM cell
+    UNION ALL
+    SELECT followed.cell_id, cell.cell_id, cell.base, list_product(cell.shape) = 1 AND cell.base IS NOT NULL
+    FROM followed JOIN cell ON cell.cell_id = followed.base WHERE follows
+)
+SELECT cell_id, origin FROM followed WHERE NOT follows;
 
 -- One row a cell: its optimum. val_loss_mean, val_loss_sd and seeds are over the best run, its replicates and the members
 -- trained at its point: single models, whatever the objective.
@@ -105,7 +116,7 @@ WITH best AS (
 SELECT cell_id, study, recipe, recipe_limit, cell.seed_tokens, size, cell.parameters_total, cell.parameters_non_embedding,
     best.run_id, best.coordinates, lr, weight_decay, epochs, run.val_loss, val_loss_mean, val_loss_sd,
     coalesce(seeds, 0) AS seeds, coalesce(runs, 0) AS runs, coalesce(diverged, 0) AS diverged,
-    if(best.run_id IS NULL, no_optimum(diverged > 0), NULL) AS reason
+    if(best.run_id IS NULL, no_optimum(diverged > 0, search_stopped, starts, note), NULL) AS reason
 FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN seeded USING (cell_id) LEFT JOIN counted USING (cell_id)
     LEFT JOIN run ON run.run_id = best.run_id;
 
@@ -131,14 +142,14 @@ WITH point AS MATERIALIZED (
         if(noise_sd IS NULL, NULL, coalesce(within_noise, 0)) AS within_noise,
         if(objective = 'K', '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '')
             AS price,
-        cell_id IN (SELECT cell_id FROM point) AS tried
+        no_optimum(cell_id IN (SELECT cell_id FROM point), search_stopped, starts, note) AS no_best,
     FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN near USING (cell_id)
-)
-SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
+), own AS (
+    SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
     CASE WHEN run_id IS NULL OR missing > 0 THEN 'open' WHEN len(edges) > 0 THEN 'boundary' ELSE 'certified' END AS state,
     neighbours_in_grid, neighbours_run, missing AS neighbours_missing, margin, ties, within_noise, edges,
     CASE
-        WHEN run_id IS NULL THEN no_optimum(tried)
+        WHEN run_id IS NULL THEN no_best
         WHEN missing > neighbours_in_grid - neighbours_run
             THEN missing || ' neighbours of the best point and of points with exactly its loss were not run'
         WHEN missing > 0 THEN missing || ' of ' || neighbours_in_grid || ' neighbours were not run'
@@ -148,4 +159,10 @@ SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
         ELSE 'all ' || neighbours_in_grid || ' neighbours were run and none is better' END
         || if(ties > 0, '; ' || ties || ' have exactly the same loss', '')
         || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') || price AS reason
-FROM fact;
+    FROM fact
+)
+SELECT own.* REPLACE (
+    if(own.state = 'certified', origin.state, own.state) AS state,
+    if(own.state = 'certified' AND origin.cell_id <> own.cell_id, 'follows ' || origin.recipe || ': ' || origin.reason, own.reason)
+        AS reason)
+FROM own JOIN cell_origin USING (cell_id) LEFT JOIN own AS origin ON origin.cell_id = cell_origin.origin;

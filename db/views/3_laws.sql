@@ -73,9 +73,9 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
     CASE WHEN interval.low IS NULL THEN coalesce(if(has_law, no_interval, chosen.interval_reason),
         'there is no limit to bracket') END AS interval_reason,
     CASE
-        WHEN has_law THEN fit.reason || if(recipe_limit = 'K then N' AND lacking > 0,
-            '; ' || lacking || ' of ' || cells || ' sizes have no limit in K: ' || lack, '')
-        WHEN chosen IS NULL THEN if(recipe_limit = 'K', 'no size has a limit in K: ' || lack, 'no cell has a finished run') END
+        WHEN has_law THEN fit.reason || if(lacking > 0, '; ' || lacking || ' of ' || cells || ' sizes have no '
+            || if(recipe_limit = 'N', 'loss: ', 'limit in K: ') || lack, '')
+        WHEN chosen IS NULL THEN 'no size has a ' || if(recipe_limit = 'K', 'limit in K: ', 'loss: ') || lack END
         AS reason,
     reached.val_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
 FROM bracketed LEFT JOIN noise USING (study, recipe);

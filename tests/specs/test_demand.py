@@ -42,6 +42,25 @@ def test_twice_the_epochs_and_half_the_decay_are_just_that_also_off_the_grid():
     assert note == "epochs 128 lies outside the study's grid, 2 to 64"
 
 
+def test_what_a_base_fixes_off_the_grid_and_trains_otherwise_holds_for_who_follows_it():
+    declared = QUICKSTART.model_dump()
+    base = {"fixed": {"dropout": 0.3}, "training": {"optimizer": "muon"}, "teacher": {"recipe": "standard"}}
+    follower = {"base": "base", "tune": [], "members": 3, "limit": "K"}
+    recipes = {**declared["recipes"], "base": base, "mine": follower}
+    asked = Demand(StudySpec.model_validate({**declared, "recipes": recipes}), "abc", 512, 0)
+    cell = cell_of(asked)
+    assert cell.teacher == "quickstart/standard/4096/width32"
+    placed, starts, _ = asked.place(cell, {cell.base: {**OPTIMUM, "dropout": 0.3}})
+    run = asked.members(placed, starts[0])[0]
+    assert (run.dropout, run.optimizer, run.lr) == (0.3, "muon", 1e-2)
+
+
+def test_a_changed_value_is_the_grids_where_the_grid_has_it():
+    cell, starts, _ = placed(demand(base="regularized", tune=[], change={"weight_decay": "x 0.25", "lr": "x 3"}))
+    assert cell.grid.values(starts[0])["lr"] == 0.03
+    assert cell.grid.values(starts[0])["weight_decay"] == 0.4
+
+
 def test_an_epoch_is_never_cut():
     cell, starts, _ = placed(demand(base="regularized", tune=[], change={"epochs": "x 0.001"}))
     assert cell.grid.values(starts[0])["epochs"] == 1.0
