@@ -20,7 +20,7 @@ def page(monkeypatch):
 def test_the_answer_page_shows_figure_table_and_doubt(page, finished):
     shown = page(finished / "dataeff.duckdb")
     assert not shown.exception and not shown.error
-    assert len(shown.dataframe[0].value) == 4
+    assert len(shown.dataframe[0].value) == 8
     assert "Run-to-run noise" in shown.text[0].value
 
 

@@ -29,7 +29,7 @@ def test_run_prints_the_answer_with_its_doubt(finished):
 def test_answer_as_json_has_a_row_for_each_recipe_and_budget(finished):
     rows = json.loads(ok("answer", "tiny", "--json", cwd=finished))
     assert {(row["recipe"], row["seed_tokens"]) for row in rows} == {
-        (recipe, seed_tokens) for recipe in ("standard", "regularized") for seed_tokens in (1024, 2048)
+        (recipe, seed_tokens) for recipe in ("standard", "regularized", "ensemble", "distilled") for seed_tokens in (1024, 2048)
     }
     assert all(row["limit_loss"] is not None or row["reason"] for row in rows)
 
@@ -56,14 +56,14 @@ def test_plan_says_what_is_left_and_trains_nothing(finished, tmp_path):
     assert "no run is recorded yet" in out
     assert not (tmp_path / "dataeff.duckdb").exists()
     rows = json.loads(ok("plan", "tiny.toml", "--json", cwd=tmp_path))
-    assert len(rows) == 12 and all(row["expected"] > 0 and row["hours"] > 0 for row in rows)
+    assert len(rows) == 20 and all(row["expected"] > 0 and row["hours"] > 0 for row in rows)
 
 
 def test_status_shows_studies_and_cells(finished):
     (study,) = json.loads(ok("status", "--json", cwd=finished))
-    assert (study["study"], study["cells"]) == ("tiny", 12)
-    assert study["certified"] + study["boundary"] == 12
-    assert len(json.loads(ok("status", "tiny", "--json", cwd=finished))) == 12
+    assert (study["study"], study["cells"]) == ("tiny", 20)
+    assert study["certified"] + study["boundary"] == 20
+    assert len(json.loads(ok("status", "tiny", "--json", cwd=finished))) == 20
 
 
 def test_runs_are_filtered_sorted_and_cut(finished):
@@ -91,7 +91,7 @@ def test_show_takes_the_beginning_of_a_run_id(finished):
 def test_sql_answers_in_every_form(finished, tmp_path):
     query = "select recipe, min(val_loss) as val_loss from best_run group by all order by all"
     rows = json.loads(ok("sql", query, "--json", cwd=finished))
-    assert [row["recipe"] for row in rows] == ["regularized", "standard"]
+    assert [row["recipe"] for row in rows] == ["distilled", "ensemble", "regularized", "standard"]
     assert ok("sql", query, "--csv", cwd=finished).splitlines()[0] == "recipe,val_loss"
     ok("sql", query, "--parquet", tmp_path / "rows.parquet", cwd=finished)
     assert [tuple(row.values()) for row in rows] == duckdb.sql(f"from '{tmp_path}/rows.parquet'").fetchall()

@@ -32,7 +32,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 def small(folder: Path, **changes) -> Study:
     """The tiny study, smaller still, built in Python as in a notebook."""
     declared = Study.load(folder / "tiny.toml").spec.model_dump()
-    declared |= SMALL | {"sizes": declared["sizes"][:2]} | changes
+    recipes = {name: declared["recipes"][name] for name in ("standard", "regularized")}
+    declared |= SMALL | {"sizes": declared["sizes"][:2], "recipes": recipes} | changes
     return Study(StudySpec.model_validate(declared))
 
 
