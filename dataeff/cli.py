@@ -190,9 +190,9 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
             console.print(f"the study has changed: {taken_out} cells of its earlier text are recorded anew; runs stay")
 
         def interrupt(number: int, frame: object) -> None:
-            if launch.stopping:
+            if launch.jobs.stopping:
                 raise KeyboardInterrupt
-            launch.stop()
+            launch.jobs.stop()
 
         previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -201,11 +201,11 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
             for number, handler in previous.items():
                 signal.signal(number, handler)
             view.finish(launch)
-    if launch.stopping:
+    if launch.jobs.stopping:
         console.print("stopped; the same command goes on where this ended")
-    elif launch.failures:
-        raise DataeffError(f"{len(launch.failures)} run(s) failed, see above; `dataeff run` tries them again")
-    return launch.stopping
+    elif launch.jobs.failures:
+        raise DataeffError(f"{len(launch.jobs.failures)} run(s) failed, see above; `dataeff run` tries them again")
+    return launch.jobs.stopping
 
 
 @app.command()

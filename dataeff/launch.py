@@ -22,8 +22,9 @@ from filelock import FileLock, Timeout
 
 from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
-from dataeff.execution.base import Ended, Executor, Job, Progressed
+from dataeff.execution.base import Executor
 from dataeff.facts import Facts
+from dataeff.jobs import Done, Failed, Jobs
 from dataeff.planning.plan import typical_flops, typical_points
 from dataeff.records.recorder import Recorder
 from dataeff.records.store import Database
@@ -36,11 +37,6 @@ from dataeff.specs.result import Store
 from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
-Asked = RunSpec | EnsembleSpec | SampleSpec
-Done = Callable[[int], None]  # told how many runs were trained for it
-Failed = Callable[[str | None], None]  # told why, None for an interruption
-JOBS = {RunSpec: "run", EnsembleSpec: "ensemble", SampleSpec: "samples"}
-ATTEMPTS = 2  # tries at a run that fails or is killed, in one launch
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
 LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
 
@@ -84,37 +80,6 @@ class CellProgress:
         return self.certificate is not None and self.search.failed is None
 
 
-@dataclass
-class Awaited:
-    """Facts that are awaited together: who is told when all are there, or when one of them has no result."""
-
-    left: int
-    done: Done
-    failed: Failed
-    trained: int = 0
-    broken: bool = False
-
-    def one_done(self, trained: bool) -> None:
-        self.trained += trained
-        self.left -= 1
-        if not self.left and not self.broken:
-            self.done(self.trained)
-
-    def one_failed(self, reason: str | None) -> None:
-        if not self.broken:
-            self.broken = True
-            self.failed(reason)
-
-
-@dataclass
-class Wanted:
-    """A job under way and everyone who waits for it."""
-
-    spec: Asked
-    waiters: list[Awaited] = field(default_factory=list)
-    tries: int = 0
-
-
 class Launch:
     """One launch of a study. `run()` returns when every cell has ended or `stop()` was called."""
 
@@ -130,27 +95,24 @@ class Launch:
 
         Raises `StudyError`, `CorpusError` or `DatabaseError` before anything is trained.
         """
-        self.study, self.spec, self.executor = study, study.spec, executor
+        self.study, self.spec = study, study.spec
         self.store = Store.beside(Path(database))
         self.recorder = Recorder(Database(database))
         Database(database).require_usable()  # before minutes are spent on tokens
         self.tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
         check_budgets(study, self.tokens)
         self.cells = {cell.id: CellProgress(cell) for cell in self.spec.cells}
-        self.running: dict[str, Wanted] = {}
-        self.latest: dict[str, Progressed] = {}
-        self.failures: list[str] = []
-        self.stopping = False
         self.database_busy_since: float | None = None
         self.began = time.monotonic()
-        self.trained = 0  # runs, each counted once however many cells wanted it
-        self.flops_trained = 0
         self._last_flush = -math.inf
         self.demand = Demand(self.spec, self.tokens.fingerprint, self.tokens.vocabulary, self.tokens.separator)
         self._lock = self._claim()
         try:
             self._storage = open_storage(storage or self.store.path / "optuna.log")
-            self.facts = Facts(self.store, *self.recorder.begin(study, self.demand, self.tokens.name), self.recorder.fact)
+            found = self.recorder.fact
+            self.facts = Facts(self.store, *self.recorder.begin(study, self.demand, self.tokens.name), found)
+            evaluations = self.spec.resources.evaluations
+            self.jobs = Jobs(executor, self.store, self.facts, self.tokens.folder, evaluations, found)
         except BaseException:
             self._lock.release()  # a notebook keeps the traceback, and with it this object
             raise
@@ -172,33 +134,22 @@ class Launch:
         try:
             self._advance()
             while True:
-                self._flush(0.2, now=not self.running)
+                self._flush(0.2, now=not self.jobs.running)
                 if on_change:
                     on_change(self)
-                if not self.running and (self.database_busy_since is None or self.stopping):
+                if not self.jobs.running and (self.database_busy_since is None or self.jobs.stopping):
                     break
-                happened = self.executor.events(timeout=0.25)
-                for event in happened:
-                    if isinstance(event, Progressed):
-                        self.latest[event.id] = event
-                    else:
-                        self._end(event)
-                if any(isinstance(event, Ended) for event in happened):
+                if self.jobs.wait(timeout=0.25):
                     self._advance()
             self.recorder.flush(LAST_FLUSH_SECONDS)  # writes only what a stopped launch could not write above
         finally:
             self._lock.release()
 
-    def stop(self) -> None:
-        """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
-        self.stopping = True
-        self.executor.stop()
-
     # -- the search ---------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         """Open every cell that can start, submit what the searches want, close those that have ended."""
-        changed = not self.stopping
+        changed = not self.jobs.stopping
         while changed:
             changed = False
             for progress in self.cells.values():
@@ -329,16 +280,16 @@ class Launch:
         progress.trained += trained
         progress.reused += len(runs) - trained
 
-    # -- the jobs -----------------------------------------------------------------------------------------------
+    # -- what a point takes -------------------------------------------------------------------------------------
 
     def _train(self, progress: CellProgress, runs: Sequence[RunSpec], done: Done, failed: Failed, weights: bool = False) -> None:
         """Have runs of a cell trained; those of a taught cell need their teacher's samples, or its weights, first."""
-        if not self._missing(runs, weights):
+        if not self.jobs.missing(runs, weights):
             done(0)
             return
 
         def ready(_: int) -> None:
-            self._await(runs, done, failed, weights)
+            self.jobs.make(runs, done, failed, weights)
 
         if progress.cell.teacher is None:
             ready(0)
@@ -350,7 +301,7 @@ class Launch:
         elif self.facts.has(progress.samples):
             ready(0)
         else:
-            self._train(teacher, members, lambda _: self._await([progress.samples], ready, failed), failed, weights=True)
+            self._train(teacher, members, lambda _: self.jobs.make([progress.samples], ready, failed), failed, weights=True)
 
     def _evaluate(self, progress: CellProgress, point: Point, done: Done, failed: Failed) -> None:
         """Have the ensemble of a point's members evaluated, from their weights: what was imported has none."""
@@ -358,57 +309,7 @@ class Launch:
         if self.facts.has(ensemble):
             done(0)
         else:
-            self._train(progress, members, lambda _: self._await([ensemble], done, failed), failed, weights=True)
-
-    def _missing(self, specs: Sequence[Asked], weights: bool = False) -> list[Asked]:
-        """What of `specs` is no fact yet, or lacks the weights that are asked for."""
-        folder = self.store.folder_of
-        return [spec for spec in specs if not self.facts.has(spec) or (weights and not folder(spec).weights.exists())]
-
-    def _await(self, specs: Sequence[Asked], done: Done, failed: Failed, weights: bool = False) -> None:
-        """Have what is missing of `specs` made, then call `done` with how many runs that trained; at once if none is."""
-        missing = self._missing(specs, weights)
-        if not missing:
-            done(0)
-            return
-        awaited = Awaited(len(missing), done, failed)
-        for spec in missing:
-            wanted = self.running.setdefault(self.store.folder_of(spec).id, Wanted(spec))
-            wanted.waiters.append(awaited)
-            if len(wanted.waiters) == 1:
-                self._submit(wanted)
-
-    def _submit(self, wanted: Wanted) -> None:
-        wanted.tries += 1
-        self.executor.submit(Job(wanted.spec, self.store, self.tokens.folder, self.spec.resources.evaluations))
-
-    def _end(self, event: Ended) -> None:
-        """A job has ended: tell everyone who waited, or try it once more."""
-        wanted = self.running[event.id]
-        is_run = isinstance(wanted.spec, RunSpec)
-        self.latest.pop(event.id, None)
-        if event.outcome in ("finished", "diverged"):
-            del self.running[event.id]
-            self.facts.has(wanted.spec)  # reads it, and has it recorded
-            if is_run:
-                self.trained += event.trained
-                self.flops_trained += wanted.spec.training_flops * event.trained
-            for waiter in wanted.waiters:
-                waiter.one_done(event.trained and is_run)
-            return
-        folder = self.store.folder_of(wanted.spec)
-        if is_run and folder.spec.exists():  # a worker that died before it began left nothing to record
-            self.recorder.fact(folder)
-        interrupted = self.stopping and event.outcome == "preempted"
-        if not self.stopping and event.outcome in ("failed", "killed", "preempted") and wanted.tries < ATTEMPTS:
-            self._submit(wanted)
-            return
-        del self.running[event.id]
-        reason = None if interrupted else f"{JOBS[type(wanted.spec)]} {event.id}: {event.outcome}: {event.reason}"
-        if reason:
-            self.failures.append(reason)
-        for waiter in wanted.waiters:
-            waiter.one_failed(reason)
+            self._train(progress, members, lambda _: self.jobs.make([ensemble], done, failed), failed, weights=True)
 
     # -- the records --------------------------------------------------------------------------------------------
 
@@ -430,14 +331,10 @@ class Launch:
         """Number of cells in each state."""
         return Counter(progress.state for progress in self.cells.values())
 
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(event.tokens_per_second for event in self.latest.values())
-
     def seconds_left(self) -> float | None:
         """Estimate from the FLOPs trained so far and the typical length of a search; None until ten runs were trained."""
         elapsed = time.monotonic() - self.began
-        if self.trained < 10:
+        if self.jobs.trained < 10:
             return None
         left = 0.0
         for progress in self.cells.values():
@@ -448,7 +345,7 @@ class Launch:
                 runs = each * max(1, typical_points(cell) - done)
                 runs += len(self.demand.repeats(cell, cell.grid.middle)) if each == 1 else 0
             left += runs * typical_flops(self.demand, cell)
-        return left / self.flops_trained * elapsed
+        return left / self.jobs.flops_trained * elapsed
 
 
 def check_budgets(study: Study, tokens: Tokens) -> None:

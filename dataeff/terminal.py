@@ -149,18 +149,18 @@ def summary_line(launch: Launch) -> str:
     """Return one line: cells by state, runs, speed, time spent and left."""
     cells = ", ".join(f"{n} {state}" for state, n in launch.states.items())
     reused = sum(p.reused for p in launch.cells.values())
-    speed = f", {count(launch.tokens_per_second)} tokens/s" if launch.latest else ""
+    speed = f", {count(launch.jobs.tokens_per_second)} tokens/s" if launch.jobs.latest else ""
     left = launch.seconds_left()
-    tail = f", about {duration(left)} left" if left and launch.running else ""
+    tail = f", about {duration(left)} left" if left and launch.jobs.running else ""
     busy = ""
     if launch.database_busy_since is not None:
         waited = duration(time.monotonic() - launch.database_busy_since)
         busy = f"\nthe database file is held by another program for {waited}; results wait in their run folders"
-    stopping = "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once" if launch.stopping else ""
+    stopping = "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once" if launch.jobs.stopping else ""
     elapsed = duration(time.monotonic() - launch.began)
-    running = min(launch.executor.slots, len(launch.running))
-    queued = f", {len(launch.running) - running} queued" if len(launch.running) > running else ""
-    runs = f"runs: {launch.trained} trained, {reused} reused, {running} running{queued}{speed}"
+    running = min(launch.jobs.executor.slots, len(launch.jobs.running))
+    queued = f", {len(launch.jobs.running) - running} queued" if len(launch.jobs.running) > running else ""
+    runs = f"runs: {launch.jobs.trained} trained, {reused} reused, {running} running{queued}{speed}"
     return f"cells: {cells}\n{runs}; {elapsed} so far{tail}{busy}{stopping}"
 
 
@@ -218,5 +218,5 @@ class LiveView:
         for progress in launch.cells.values():
             if progress.blocked:
                 self._console.print(f"{progress.cell.id} cannot be trained: {progress.blocked}", markup=False, soft_wrap=True)
-        for failure in launch.failures:
+        for failure in launch.jobs.failures:
             self._console.print(Text(failure, style="red"), soft_wrap=True)

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # how fast a machine is, is no property of the code
+hypothesis.settings.load_profile("untimed")
 
 TINY = """
 question = "Does a study of a few seconds hold together?"

@@ -61,7 +61,7 @@ def test_the_certificates_of_a_launch_are_those_that_sql_shows(folder):
     assert shown == {
         cell_id: (progress.certificate.state, progress.certificate.loss) for cell_id, progress in launched.cells.items()
     }
-    assert launched.trained == len(trained(folder)) == ask("SELECT count(*) FROM run")[0][0]
+    assert launched.jobs.trained == len(trained(folder)) == ask("SELECT count(*) FROM run")[0][0]
 
 
 def test_every_cell_is_an_optuna_study_that_a_dashboard_can_open(folder):
@@ -84,7 +84,7 @@ def test_a_grid_that_was_changed_goes_on_with_the_runs_there_are(folder, lr):
     second = launch(small(folder, grid={**SMALL["grid"], "lr": lr}))
     assert second.recorder.taken_out == len(first.cells)
     assert all(progress.state != "open" for progress in second.cells.values())
-    assert second.trained < first.trained  # most were there
+    assert second.jobs.trained < first.jobs.trained  # most were there
     fresh = launch(small(folder, grid={**SMALL["grid"], "lr": lr}), "fresh.duckdb")
     order = "ORDER BY ALL"
     assert ask(f"SELECT cell_id, run_id FROM trial {order}") == ask(f"SELECT cell_id, run_id FROM trial {order}", "fresh.duckdb")
@@ -139,12 +139,12 @@ def test_a_failed_run_stops_its_cell_and_what_starts_from_it_until_it_is_mended(
     blocked.parent.mkdir(parents=True)
     blocked.write_text("")  # a file where the attempts' folder should be
     failing = launch(small(folder))
-    assert failing.failures and first[0] in failing.failures[0]
+    assert failing.jobs.failures and first[0] in failing.jobs.failures[0]
     assert failing.cells[cell.id].state == "open"
     assert "waiting" in failing.states
     blocked.unlink()
     mended = launch(small(folder))
-    assert not mended.failures
+    assert not mended.jobs.failures
     assert trained(folder) == trained(folder, "undisturbed.files")
 
 

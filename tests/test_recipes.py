@@ -82,7 +82,7 @@ def launch(study: Study, database: Path) -> Launch:
     with InlineExecutor() as executor:
         launched = Launch(study, database, executor)
         launched.run()
-    assert not launched.failures
+    assert not launched.jobs.failures
     return launched
 
 
@@ -105,7 +105,7 @@ def ask(folder):
 
 def test_every_cell_ends_and_a_second_launch_trains_nothing(folder):
     again = launch(declared(folder), folder / "runs.duckdb")
-    assert again.trained == 0
+    assert again.jobs.trained == 0
     assert "waiting" not in again.states
     priced = price(declared(folder), Database(folder / "runs.duckdb"))
     assert priced.runs == 0 and all(row[5] in ("certified", "boundary") for row in priced.rows)
@@ -194,15 +194,15 @@ def test_limits_of_every_kind_are_in_sql(ask):
 
 def test_runs_whose_weights_are_elsewhere_are_trained_again_only_where_weights_are_needed(folder, tmp_path):
     shutil.copy(folder / "runs.duckdb", tmp_path)
-    assert launch(declared(folder), tmp_path / "runs.duckdb").trained == 0
+    assert launch(declared(folder), tmp_path / "runs.duckdb").jobs.trained == 0
     more = {**RECIPES, "five": {**RECIPES["ensemble"], "members": 5, "sizes": ["a"]}}
-    assert launch(declared(folder, recipes=more), tmp_path / "runs.duckdb").trained == 5
+    assert launch(declared(folder, recipes=more), tmp_path / "runs.duckdb").jobs.trained == 5
     taught = {**RECIPES, "third": {"base": "regularized", "tune": [], "teacher": {"recipe": "second_generation"}, "sizes": ["a"]}}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(folder / "runs.duckdb", elsewhere)
     again = launch(declared(folder, recipes=taught), elsewhere / "runs.duckdb")
-    assert again.trained == 4  # regularized, self-distilled, second generation: each with its samples; and the third
+    assert again.jobs.trained == 4  # regularized, self-distilled, second generation: each with its samples; and the third
 
 
 def test_what_can_never_start_says_why_and_keeps_nobody_waiting(folder, tmp_path):

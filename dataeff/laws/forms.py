@@ -1,41 +1,204 @@
-"""The forms a law may take.
+"""The forms a law may take: which loss, in nats per token, follows from parameters, tokens, repetitions or members.
 
-A form maps a resource x > 0 (parameters, tokens, members) to a loss in nats per token. It states its bounds, because
-a fit that ends on one is a warning, not a number. It does not fit: see `dataeff.laws.fit`.
+A form is a class and a law is an instance: `PowerLaw(a=0.05, alpha=1.02, e=3.43)`. Every form here is linear in some
+parameters, which are never negative, once the others (its `bounds` name them) are fixed:
+
+    L = sum over j of linear[j] * columns(x, *bounds)[j]
+
+That is all a fit needs to know (`dataeff.laws.fit`), so a new form is one small class: fields, `linear`, `bounds`,
+`source`, `columns`. Bounds are generous; a fit that ends on one says so and is no number to use. A form does not fit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ALPHA_BOUNDS = (0.02, 3.0)  # db/views/1_power_law.sql has the same
+UNITS = {  # x, n, d and unique are in whatever unit the points were given in
+    **dict.fromkeys(("a", "b"), "nats/token where the variable is 1"),
+    **{"e": "nats/token", "p": "nats/token", "tau": "members, the unit of x", "alpha": "1", "beta": "1"},
+    **dict.fromkeys(("r_tokens", "r_parameters"), "repetitions beyond the first pass"),
+}
+
+
+def _power(x: NDArray, exponent: NDArray | float) -> NDArray:
+    return np.exp(-exponent * np.log(x))  # unlike x**-exponent, as fast for the complex exponents a fit differentiates with
+
+
+class Form:
+    """What every form has. `columns` takes an array for each variable and a number (or array) for each name in `bounds`."""
+
+    variables: ClassVar[tuple[str, ...]] = ("x",)
+    linear: ClassVar[tuple[str, ...]] = ("a", "e")
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    source: ClassVar[str]
+
+    @staticmethod
+    def columns(*x_and_shape: NDArray) -> tuple[NDArray | float, ...]:
+        raise NotImplementedError
+
+    def __call__(self, *x: ArrayLike) -> NDArray[np.float64]:
+        """Return the loss in nats per token, of the variables' shape (one argument a variable)."""
+        arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in x))
+        terms = self.columns(*arrays, *(getattr(self, name) for name in self.bounds))
+        loss = sum(getattr(self, name) * term for name, term in zip(self.linear, terms, strict=True))
+        return loss * np.ones(arrays[0].shape)
+
+    @property
+    def limit(self) -> float:
+        """The loss as every variable grows without bound and nothing is repeated, in nats per token."""
+        return getattr(self, "e", 0.0)
+
+
+class Falling(Form):
+    """A form of one variable, L(x) = a g(x) + limit with g falling to 0."""
+
+    def reach(self, quotient: float) -> float:
+        """Return the x where g(x) = 1 / quotient."""
+        raise NotImplementedError
+
+    def inverse(self, loss: float) -> float | None:
+        """Return the x where the law falls to `loss`: 0 if it is below it everywhere, None if it never is (loss <= limit)."""
+        if not loss > self.limit:
+            return None
+        return self.reach(self.a / (loss - self.limit)) if self.a > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """L(x) = a / x^alpha + e, with a >= 0, e >= 0 and alpha in `ALPHA_BOUNDS`.
-
-    The form of Hestness et al. (arXiv 1712.00409) and of one term of Hoffmann et al. (arXiv 2203.15556, equation 2); in
-    arXiv 2509.14786 it is the law over N, whose limit e is a recipe's asymptote, and over D. `a` is in nats where x = 1.
-    """
+class PowerLaw(Falling):
+    """L(x) = a / x^alpha + e. In arXiv 2509.14786 the law over N, whose limit is a recipe's asymptote, and over D."""
 
     a: float
     alpha: float
     e: float
+    bounds = {"alpha": ALPHA_BOUNDS}
+    source = "Hestness et al. 2017, arXiv 1712.00409, section 3; one term of Hoffmann et al. 2022, arXiv 2203.15556, eq. 2"
 
-    def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Return the loss at each x, same shape as x."""
-        return self.a * np.asarray(x, dtype=np.float64) ** -self.alpha + self.e
+    @staticmethod
+    def columns(x, alpha):
+        return _power(x, alpha), 1.0
 
-    def inverse(self, loss: float) -> float | None:
-        """Return the x where the law falls to `loss`, (a / (loss - e))^(1/alpha); None where it never does (loss <= e)."""
-        if loss <= self.e:
-            return None
-        if self.a == 0:
-            return 0.0
-        exponent = math.log(self.a / (loss - self.e)) / self.alpha
+    def reach(self, quotient):
+        exponent = math.log(quotient) / self.alpha
         return math.exp(exponent) if exponent < 709 else math.inf
+
+
+@dataclass(frozen=True)
+class Reciprocal(Falling):
+    """L(x) = a / x + e: what averaging K independent members gives to leading order in 1/K."""
+
+    a: float
+    e: float
+    source = "the power law with alpha = 1; over K in arXiv 2509.14786, where fitted exponents are near 1"
+
+    @staticmethod
+    def columns(x):
+        return 1 / x, 1.0
+
+    def reach(self, quotient):
+        return quotient
+
+
+@dataclass(frozen=True)
+class PowerLawWithoutFloor(PowerLaw):
+    """L(x) = a / x^alpha, whose limit is 0: a straight line in log-log axes."""
+
+    e: ClassVar[float] = 0.0
+    linear = ("a",)
+    source = "Kaplan et al. 2020, arXiv 2001.08361, eqs. 1.1 and 1.2"
+
+    @staticmethod
+    def columns(x, alpha):
+        return (_power(x, alpha),)
+
+
+@dataclass(frozen=True)
+class Exponential(Falling):
+    """L(K) = a exp(-K / tau) + e, an approach faster than any power, for K members: a rival to test the power law against."""
+
+    a: float
+    tau: float
+    e: float
+    bounds = {"tau": (0.1, 1000.0)}
+    source = "ours, as a rival in K"
+
+    @staticmethod
+    def columns(x, tau):
+        return np.exp(-x / tau), 1.0
+
+    def reach(self, quotient):
+        return max(0.0, self.tau * math.log(quotient))
+
+
+@dataclass(frozen=True)
+class Additive(Form):
+    """L(N, D) = a / N^alpha + b / D^beta + e, N in parameters and D in tokens that are not repeated."""
+
+    a: float
+    alpha: float
+    b: float
+    beta: float
+    e: float
+    variables = ("n", "d")
+    linear = ("a", "b", "e")
+    bounds = {"alpha": ALPHA_BOUNDS, "beta": ALPHA_BOUNDS}
+    source = "Hoffmann et al. 2022, arXiv 2203.15556, eq. 2"
+
+    @staticmethod
+    def columns(n, d, alpha, beta):
+        return _power(n, alpha), _power(d, beta), 1.0
+
+
+@dataclass(frozen=True)
+class DataConstrained(Additive):
+    """The additive law of effective parameters N' and tokens D', for `d` tokens seen of which `unique` differ.
+
+    D' = U (1 + R* (1 - exp(-R / R*))), with U = unique, R = d / unique - 1 repetitions and R* = r_tokens. N' likewise, with
+    U the parameters that the unique tokens call for, R = N / U - 1 the excess and R* = r_parameters. Tokens and parameters
+    must be counts, not millions: `PER_PARAMETER`, the tokens that call for one parameter, is what the paper's own fit (a = 521,
+    b = 1488, alpha = beta = .353) implies; it is held fixed, since a fit of it too is not linear in a and b.
+    """
+
+    r_tokens: float
+    r_parameters: float
+    variables = ("n", "d", "unique")
+    bounds = {**Additive.bounds, "r_tokens": (0.05, 500.0), "r_parameters": (0.05, 500.0)}
+    source = "Muennighoff et al. 2023, arXiv 2305.16264, section 3 and its appendix on the fit"
+    PER_PARAMETER: ClassVar[float] = 1 / 0.051
+
+    @staticmethod
+    def columns(n, d, unique, alpha, beta, r_tokens, r_parameters):
+        unique = np.minimum(unique, d)
+        called_for = np.minimum(n, unique / DataConstrained.PER_PARAMETER)
+
+        def effective(used, r, r_star):
+            return used * (1 - r_star * np.expm1(-r / r_star))
+
+        tokens = effective(unique, d / unique - 1, r_tokens)
+        return _power(effective(called_for, n / called_for - 1, r_parameters), alpha), _power(tokens, beta), 1.0
+
+
+@dataclass(frozen=True)
+class Overfitting(Additive):
+    """L = a / N^alpha + b / d^beta + e + p R N / unique: repeated tokens count in full, and each repetition adds a penalty.
+
+    R = d / unique - 1. Unlike `DataConstrained` it can rise with N and with epochs, as runs without regularization do.
+    """
+
+    p: float
+    variables = ("n", "d", "unique")
+    linear = ("a", "b", "e", "p")
+    source = "an additive penalty on repetition: Lovelace et al. 2026, arXiv 2605.01640; its shape R N / unique is ours"
+
+    @staticmethod
+    def columns(n, d, unique, alpha, beta):
+        return _power(n, alpha), _power(d, beta), 1.0, np.maximum(d / unique - 1, 0) * n / unique
+
+
+_ALL = (PowerLaw, Reciprocal, PowerLawWithoutFloor, Exponential, Additive, DataConstrained, Overfitting)
+FORMS = {form.__name__: form for form in _ALL}

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
 from dataeff.specs.grid import Grid, Point
+from dataeff.specs.recipe import WHOLE_AXES, RecipeSpec, changed
 from dataeff.specs.run import TRAINER_VERSION, RunSpec, Synthetic, TeacherLogits
-from dataeff.specs.study import WHOLE_AXES, Cell, RecipeSpec, StudySpec, changed
+from dataeff.specs.study import Cell, StudySpec
 
 Optima = Mapping[str, Mapping[str, float] | None]  # values by axis, by cell id; None where a search found none
 

@@ -8,43 +8,31 @@ and started again trains the same runs. Which runs those are is for `dataeff.spe
 
 from __future__ import annotations
 
-import difflib
-import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.ensemble import Averaging
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json
+from dataeff.specs.mistakes import explain, line_of
+from dataeff.specs.recipe import REQUIRED_AXES, RecipeSpec, StudyTraining, TeacherSpec, changed, require_axis, require_axis_value
 from dataeff.specs.run import (
     PRESETS,
     ModelSpec,
-    RunSpec,
     SizeSpec,
     Spec,
     Synthetic,
     TeacherLogits,
-    TrainingSpec,
     require_whole_steps,
 )
 
-REQUIRED_AXES = ("lr", "weight_decay", "epochs")
-AXES = (
-    *REQUIRED_AXES,
-    *("batch_size", "warmup_fraction", "gradient_clip", "beta1", "beta2", "dropout", "decay_fraction", "ema", "swa_fraction"),
-    *("z_loss", "label_smoothing", "balance_loss"),
-)
-WHOLE_AXES = ("epochs", "batch_size")
-SHARED_TRAINING = ("context_length", "rope_theta", "validation_sequences", "precision")
-FEWEST_MEMBERS = 3  # a law over K with three parameters needs as many
+SHARED_TRAINING = ("context_length", "rope_theta", "validation_sequences", "precision")  # by all recipes of a study
 
 
 def _preset(value: object) -> object:
@@ -53,116 +41,6 @@ def _preset(value: object) -> object:
             raise ValueError(f"no size is named '{value}'; {nearest(value, PRESETS)}, or a table with its shape")
         return PRESETS[value]
     return value
-
-
-def _require_axis(name: str) -> None:
-    if name not in AXES:
-        raise ValueError(f"'{name}' is not an axis; {nearest(name, AXES)}")
-
-
-def _require_axis_value(name: str, value: float) -> None:
-    """Raise `ValueError` for a value that the run's own field would refuse."""
-    field = RunSpec.model_fields[name]
-    if name in WHOLE_AXES and value != int(value):
-        raise ValueError(f"{name} = {value}: must be a whole number; use {max(1, round(value))}")
-    try:
-        TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(int(value) if name in WHOLE_AXES else value)
-    except ValidationError as error:
-        raise ValueError(f"{name} = {value}: {error.errors()[0]['msg'].lower().replace('input should', 'it must')}") from None
-
-
-class StudyTraining(TrainingSpec):
-    """The `[training]` table: what all runs of the study share."""
-
-    context_length: int = Field(ge=2, description="tokens in a sequence")
-    rope_theta: float = Field(default=10_000.0, gt=0)
-
-
-def _factor(value: object) -> object:
-    """Read `"x 2"` as 2."""
-    if isinstance(value, str) and (found := re.fullmatch(r"\s*x\s*(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*", value)):
-        return float(found.group(1))
-    if isinstance(value, str):
-        raise ValueError(f'{value!r} is no change; write a factor, such as "x 2" or "x 0.5"')
-    return value
-
-
-class TeacherSpec(Spec):
-    """Who teaches a recipe's runs: the members of another recipe's optimum at the same D."""
-
-    recipe: str
-    size: str | None = Field(default=None, description="of the teacher; the student's own unless given")
-    kind: Literal["samples", "logits"] = Field(
-        default="samples", description="train on its samples, or match its logits on the real tokens"
-    )
-    share: float = Field(default=0.5, gt=0, le=1, description="samples: of the tokens of an epoch; 1 is synthetic text alone")
-    tokens_per_seed_token: float = Field(default=4.0, gt=0, description="samples: tokens drawn, over D; used again when used up")
-    pool: Literal["members", "joint"] = Field(default="members", description="samples: each member draws, or all together")
-    temperature: float = Field(default=1.0, gt=0, description="of the samples, or of both softmaxes that are matched")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="samples: nucleus; 1 is off")
-    weight: float = Field(default=0.5, gt=0, le=1, description="logits: of the matching, beside the cross-entropy")
-
-    @model_validator(mode="after")
-    def _of_its_kind(self) -> TeacherSpec:
-        others = ("weight",) if self.kind == "samples" else ("share", "tokens_per_seed_token", "pool", "top_p")
-        if idle := [name for name in others if getattr(self, name) != type(self).model_fields[name].default]:
-            raise ValueError(f"{idle[0]} means nothing to a teacher of kind '{self.kind}'; leave it out, or use the other kind")
-        return self
-
-
-class RecipeSpec(Spec):
-    """A named way to train. Every axis of the study's grid is tuned, but for those in `fixed` and those not in `tune`,
-    which follow the optimum of `base`, times their `change`. Who follows a base so (`tune` is given) is also trained as it
-    is: its `training`, its teacher and what it fixes off the grid hold too, unless they are set otherwise.
-    """
-
-    fixed: dict[str, float] = Field(default_factory=dict, description="axes held at one value")
-    tune: list[str] | None = Field(default=None, description="axes that are tuned; all that are not fixed unless given")
-    base: str | None = Field(
-        default=None, description="recipe whose optimum in the same (D, N) is followed, and where the search starts as well"
-    )
-    change: dict[str, Annotated[float, BeforeValidator(_factor), Field(gt=0)]] = Field(
-        default_factory=dict, description='of the base\'s optimum before it is used, such as { epochs = "x 2" }'
-    )
-    start: Literal["neighbour", "middle"] | dict[str, float] = Field(
-        default="neighbour", description="where a cell's search starts: a neighbour cell's optimum, the middle, or a point"
-    )
-    training: dict[str, Any] = Field(default_factory=dict, description="keys of [training] that this recipe sets otherwise")
-    sizes: list[str] | None = Field(default=None, min_length=1, description="names of the study's sizes; all unless given")
-    members: int = Field(default=1, ge=1, description="K: runs of one point that are judged together, the tuned one first")
-    vary: Literal["both", "train_seed", "data_seed", "snapshot"] = Field(
-        default="both", description="what members differ in: seeds, or the cycles of one run"
-    )
-    averaging: Averaging = Field(default="logits", description="of the members' logits, probabilities or weights")
-    objective: Literal["single", "K"] = Field(
-        default="single", description="what is tuned: the loss of one run, or the limit of its members as K grows"
-    )
-    teacher: TeacherSpec | None = None
-    limit: Literal["best", "N", "K", "K then N"] = Field(
-        default="N",
-        description="the recipe's limit at each D: best over N, asymptote in N, best over N of the asymptotes in K, or "
-        "the asymptote in N of those",
-    )
-
-    @model_validator(mode="after")
-    def _enough_members(self) -> RecipeSpec:
-        for key, value in (("limit", self.limit), ("objective", self.objective)):
-            if value.startswith("K") and self.members < FEWEST_MEMBERS:
-                raise ValueError(
-                    f"{key} '{value}' is a law over K with three parameters, and members is {self.members}; "
-                    f"set members to {FEWEST_MEMBERS} or more"
-                )
-        if self.change and not self.base:
-            raise ValueError(f"change {self.change} is of a base's optimum, and there is no base; name one")
-        return self
-
-    @field_validator("fixed")
-    @classmethod
-    def _known_axes(cls, fixed: dict[str, float]) -> dict[str, float]:
-        for name, value in fixed.items():
-            _require_axis(name)
-            _require_axis_value(name, value)
-        return fixed
 
 
 class Resources(Spec):
@@ -215,11 +93,11 @@ class StudySpec(Spec):
     @classmethod
     def _axes(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
         for name, values in grid.items():
-            _require_axis(name)
+            require_axis(name)
             if not values:
                 raise ValueError(f"axis {name} is empty; give at least one value")
             for value in values:
-                _require_axis_value(name, value)
+                require_axis_value(name, value)
             if values != sorted(set(values)):
                 raise ValueError(f"axis {name} = {values}: values must rise strictly; use {sorted(set(values))}")
         return grid
@@ -268,7 +146,7 @@ class StudySpec(Spec):
             raise ValueError(f"{', '.join(followed)} is neither tuned nor fixed, and there is no base to follow; add one")
         for axis in recipe.change:
             for value in (changed(axis, value, recipe.change) for value in self.grid[axis]):
-                _require_axis_value(axis, value)
+                require_axis_value(axis, value)
                 for seed_tokens in self.seed_tokens if axis == "batch_size" else ():
                     require_whole_steps(seed_tokens, int(value), self.training.context_length)
         if isinstance(recipe.start, dict):
@@ -391,13 +269,6 @@ class StudySpec(Spec):
         )
 
 
-def changed(axis: str, value: float, change: Mapping[str, float]) -> float:
-    """Return an optimum's value times its change; of an axis of whole numbers the nearest one, at least 1."""
-    if axis in change:
-        value = float(f"{value * change[axis]:.12g}")  # 0.1 x 3 is the grid's 0.3, and its run
-    return float(max(1, round(value))) if axis in WHOLE_AXES else value
-
-
 def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
     """Return the id of a cell, such as `quickstart/standard/32768/width32`."""
     return f"{study}/{recipe}/{seed_tokens}/{size}"
@@ -437,7 +308,7 @@ class Study:
 
     def place_of(self, key: str) -> str:
         """Return `FILE:LINE: ` of a top-level key, to begin an error with; nothing for a study built in Python."""
-        return "" if self.path is None else f"{self.path}:{_line_of(self.text, [key])}: "
+        return "" if self.path is None else f"{self.path}:{line_of(self.text, [key])}: "
 
     @property
     def source(self) -> str:
@@ -459,7 +330,7 @@ class Study:
         try:
             return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
-            raise StudyError("\n".join(f"{path}:{line}" for line in _explain(error, text))) from None
+            raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, _TABLES))) from None
 
 
 def carried_studies() -> dict[str, Path]:
@@ -488,53 +359,3 @@ _TABLES: dict[str, type[Spec]] = {
     "resources": Resources,
     "sizes": SizeSpec,
 }
-
-
-_UNION_TAG = re.compile(r"function-before\[|literal\[|dict\[")
-
-
-def _explain(error: ValidationError, text: str) -> list[str]:
-    """Return `LINE: KEY = VALUE: rule; remedy` for each thing pydantic found."""
-    problems = error.errors()
-    misspelt = {str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"}
-    lines = []
-    for problem in problems:
-        where = [part for part in problem["loc"] if not _UNION_TAG.match(str(part))]
-        key = ".".join(str(part) for part in where)
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-        if problem["type"] == "extra_forbidden":
-            tables = [_TABLES[str(part)] for part in where[:-1] if str(part) in _TABLES]
-            model = tables[-1] if tables else StudySpec
-            message = f"unknown key; {nearest(where[-1], model.model_fields)}"
-        elif problem["type"] == "missing":
-            if difflib.get_close_matches(str(where[-1]), misspelt, n=1):
-                continue  # told already, as the unknown key it was misspelt as
-            message = "this key is missing; add it"
-        shown = problem["input"]
-        value = f" = {shown!r}" if where and problem["type"] != "missing" and not isinstance(shown, dict) else ""
-        line = _line_of(text, [*where, *_named(message)])
-        lines.append(f"{line}: {key}{value}: {message}" if key else f"{line}: {message}")
-    return lines
-
-
-def _named(message: str) -> list[str]:
-    """The key within the table that a rule is about: its message opens with it."""
-    first = re.match(r"(?:axis )?'?([\w.]+)", message)
-    return first.group(1).split(".") if first else []
-
-
-def _line_of(text: str, where: list[Any]) -> int:
-    """Return the 1-based line of the deepest key of `where` that the text has; line 1 when it has none."""
-    table: list[str] = []
-    best, depth = 1, 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            table = [part.strip(" '\"") for part in header.group(1).split(".")]
-            path = table
-        elif key := re.match(r"\s*([\w.'\"-]+)\s*=", line):
-            path = [*table, *(part.strip("'\"") for part in key.group(1).split("."))]
-        else:
-            continue
-        if len(path) > depth and path == [str(part) for part in where[: len(path)]]:
-            best, depth = number, len(path)
-    return best
