@@ -370,6 +370,44 @@ def sql(
 
 
 @app.command()
+def fit(
+    table: Annotated[str, typer.Argument(help="a CSV or Parquet file, or a SQL query on the database")],
+    x: Annotated[list[str], typer.Option("--x", help="column of the resource; once a variable where the form has several")],
+    y: Annotated[str, typer.Option("--y", help="column of the loss")],
+    form: Annotated[str, typer.Option(help="power, reciprocal, power_without_floor, exponential, additive, ...")] = "power",
+    group: Annotated[list[str] | None, typer.Option("--group", "-g", help="column whose values are fitted apart")] = None,
+    sd: Annotated[float | None, typer.Option(help="known standard deviation of one y, such as run-to-run noise")] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    plot: Annotated[Path | None, typer.Option(help="draw points and laws to this .svg, .png or .html file")] = None,
+) -> None:
+    """Fit a scaling law to a table of losses.
+
+    One row a group: parameters, the limit with its 90% interval, and what is doubtful. No study is needed.
+
+    \b
+    Example: dataeff fit losses.csv --x parameters --y val_loss --group recipe
+    Example: dataeff fit "from best_run where recipe = 'regularized'" --x parameters_total --y val_loss_mean -g seed_tokens
+    """
+    from dataeff.fit_table import fit_table, law_on_a_grid
+
+    if plot:
+        from dataeff.reports.charts import require_chart_suffix
+
+        require_chart_suffix(plot)
+    fitted = fit_table(table, form, x, y, group or [], _database(database), sd)
+    drawn = [law_on_a_grid(*named) for named in fitted.fits] if plot else []
+    _show(fitted.columns, fitted.rows, as_json, as_csv)
+    if plot:
+        from dataeff.reports.charts import laws_chart, save_chart
+
+        points, laws = ([record for each in drawn for record in each[i]] for i in (0, 1))
+        save_chart(laws_chart(points, laws, x[0], y), plot)
+        print(f"drawn to {plot}", file=sys.stderr)
+
+
+@app.command()
 def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
     """List the corpora tokenized beside this database.
 

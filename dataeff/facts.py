@@ -18,6 +18,8 @@ from dataeff.specs.result import RunFolder, RunResult, Store, load_fact
 from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell
 
+NO_LIMIT = {"points_do_not_fall", "alpha_at_lower_bound", "alpha_at_upper_bound", "e_at_zero"}  # as the SQL has it
+
 
 def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
     """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
@@ -29,7 +31,7 @@ def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
         fit = fit_power_law(*zip(*curve, strict=True))
     except InputError:  # fewer than three points
         return curve[-1][1]
-    return curve[-1][1] if set(fit.warnings) - {"no_freedom"} else fit.law.e
+    return curve[-1][1] if NO_LIMIT & set(fit.warnings) else fit.law.e
 
 
 class Facts:

@@ -84,6 +84,23 @@ def limits_chart(
     )
 
 
+def laws_chart(points: Records, laws: Records, x: str, y: str, dark: bool = False) -> alt.LayerChart:
+    """Return points (group, x, y) with their laws (the same, on a fine grid) dashed, x log; `x` and `y` name the axes."""
+    colours = recipe_colours(list(dict.fromkeys(record["group"] for record in points)))
+    scale, legend = alt.Scale(domain=list(colours), range=list(colours.values())), alt.Legend() if len(colours) > 1 else None
+    colour = alt.Color("group:N", scale=scale, title=None, legend=legend)
+    across = alt.X("x:Q", scale=alt.Scale(type="log", nice=False), title=x).axis(format="~s", grid=False, tickCount=5)
+    down = alt.Y("y:Q", scale=alt.Scale(zero=False), title=y)
+    return (
+        alt.layer(
+            alt.Chart(alt.Data(values=laws)).mark_line(strokeDash=[6, 4], strokeWidth=1.5).encode(across, down, colour),
+            alt.Chart(alt.Data(values=points)).mark_point(size=45, filled=True, opacity=1).encode(across, down, colour),
+        )
+        .properties(width=420, height=300)
+        .configure(**chart_config(dark))
+    )
+
+
 def require_chart_suffix(path: Path) -> None:
     """Raise `InputError` for a file name that says no kind of chart."""
     if path.suffix not in (".svg", ".png", ".html"):
