@@ -8,7 +8,7 @@
 3. Coverage: how often intervals of the limit hold the true limit, over simulated laws with independent normal noise. The
    last rows show what no interval from one curve can cover: losses of 1, 2, ... K of the same members share their noise.
 
-    python benchmarks/laws.py [--json] [--tables 200] [--runs 4000] [--chinchilla /path/to/python]
+    python benchmarks/laws.py [--json] [--tables 20] [--runs 2000] [--chinchilla /path/to/python]
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def coverage(runs: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--tables", type=int, default=200, help="tables of losses for each form and loss (Additive: a tenth)")
-    parser.add_argument("--runs", type=int, default=4000, help="simulated curves for each row of the coverage table")
+    parser.add_argument("--tables", type=int, default=20, help="tables of losses for each form and loss (Additive: a tenth)")
+    parser.add_argument("--runs", type=int, default=2000, help="simulated curves for each row of the coverage table")
     parser.add_argument("--chinchilla", metavar="PYTHON", help="a Python in which the package chinchilla is installed")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of the rivals
