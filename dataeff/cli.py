@@ -409,31 +409,25 @@ def fit(
 
 @app.command()
 def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
-    """List the corpora tokenized beside this database.
+    """List what was tokenized beside this database, and the samples that teachers drew.
 
     \b
     Example: dataeff corpora
     """
-    from dataeff.data.tokens import built_tokens
+    from dataeff.data.tokens import built_tokens, drawn_samples
     from dataeff.specs.result import Store
 
-    columns = [
-        "name",
-        "fingerprint",
-        "vocabulary",
-        "train_tokens",
-        "validation_tokens",
-        "train_bytes",
-        "validation_bytes",
-        "folder",
+    columns = ["name", "fingerprint", "train_tokens", "validation_tokens", "train_bytes", "vocabulary"]
+    columns += ["tokens_per_second", "folder"]
+    store = Store.beside(database)
+    rows: list[list[Any]] = [
+        [t.name, t.fingerprint, t.train_tokens, t.validation_tokens, t.train_bytes, t.vocabulary, None, str(t.folder)]
+        for t in built_tokens(store)
     ]
-    built = built_tokens(Store.beside(database))
-    _show(
-        columns,
-        [[str(getattr(tokens, name)) if name == "folder" else getattr(tokens, name) for name in columns] for tokens in built],
-        as_json,
-        as_csv,
-    )
+    for folder, drawn in drawn_samples(store):
+        tokens = drawn.sequences * drawn.context_length
+        rows.append(["samples", drawn.fingerprint, tokens, 0, None, None, drawn.tokens_per_second, str(folder.path)])
+    _show(columns, rows, as_json, as_csv)
 
 
 @app.command("export")

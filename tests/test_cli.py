@@ -103,7 +103,9 @@ def test_sql_cannot_write(finished):
 
 
 def test_corpora_and_doctor_look_around(finished):
-    (tokens,) = json.loads(ok("corpora", "--json", cwd=finished))
+    tokens, *samples = json.loads(ok("corpora", "--json", cwd=finished))
+    assert {row["train_tokens"] for row in samples} == {1024, 2048}
+    assert all(row["tokens_per_second"] > 0 for row in samples)
     assert tokens["name"] == "tiny" and tokens["train_tokens"] > 2048
     out = ok("doctor", cwd=finished)
     assert "schema version" in out and "bad" not in out

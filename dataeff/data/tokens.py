@@ -146,6 +146,12 @@ def open_samples(folder: RunFolder) -> np.memmap:
         raise CorpusError(f"the samples in {folder.path} cannot be read: {error}; move it away to draw them again") from error
 
 
+def drawn_samples(store: Store) -> list[tuple[RunFolder, SampleResult]]:
+    """Return the folder and the facts of every sampling in the store, the oldest first."""
+    results = sorted((store.path / "samples").glob("*/result.json"), key=os.path.getmtime)
+    return [(RunFolder(file.parent), load_fact(SampleResult, file)) for file in results]
+
+
 def built_tokens(store: Store) -> list[Tokens]:
     """Return all tokens in the store, by name of the corpus, then by age."""
     folders = [facts.parent for facts in store.tokens.glob("*/tokens.json") if ".building-" not in facts.parent.name]
