@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 ROWS = """
 SELECT summary.recipe, summary.seed_tokens, summary.kind AS limit_kind, summary.limit_loss,
     summary.e_low AS limit_low, summary.e_high AS limit_high, summary.best_trained, summary.size AS best_size, summary.members,
-    summary.inference_parameters, summary.training_flops, summary.teacher_flops, limits.certified, limits.boundary, limits.open,
-    summary.data_efficiency_trained, summary.extrapolated, summary.data_efficiency, summary.data_efficiency_low,
-    summary.data_efficiency_high, summary.reason
-FROM recipe_summary AS summary JOIN asymptote AS limits USING (study, recipe, seed_tokens)
-    JOIN study ON study.name = summary.study
+    summary.inference_parameters, summary.training_flops, summary.teacher_flops, summary.points, summary.certified,
+    summary.boundary, summary.open, summary.data_efficiency_trained, summary.extrapolated, summary.data_efficiency,
+    summary.data_efficiency_low, summary.data_efficiency_high, summary.reason
+FROM recipe_summary AS summary JOIN study ON study.name = summary.study
 WHERE summary.study = $1
 ORDER BY list_position(json_keys(study.spec, '$.recipes'), summary.recipe), summary.seed_tokens
 """
@@ -98,7 +97,7 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
             f"{recipe}, tuned for its limit in K, ends at {epochs:.3g}x the epochs and {decay:.3g}x the weight decay of {base}'s "
             f"optimum (medians of {count} cells); the rule of twice and half is within a factor of two of {by_rule} of them."
         )
-    lines += ["", *_doubts(connection, study)]
+    lines += ["", *_doubts(connection, study, records)]
     return "\n".join(lines)
 
 
@@ -125,7 +124,7 @@ def _worth(record: dict[str, Any]) -> str:
     return said + "."
 
 
-def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+def _doubts(connection: duckdb.DuckDBPyConnection, study: str, records: list[dict[str, Any]]) -> list[str]:
     """Say how sure this is: noise, certificates, degrees of freedom."""
     noise = connection.execute(
         "SELECT recipe, noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1 ORDER BY recipe", [study]
@@ -149,14 +148,11 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     for state, recipe, seed_tokens, size, edges, reason, begun, note in cells:
         where = f"{recipe}, D = {seed_tokens:,}, {size}"
         if state != "certified" and begun:
-            lines.append(f"  {state}: {where}: {', '.join(edges) if state == 'boundary' else reason}")
+            lines.append(f"  {state}: {where}: {', '.join(edges or ()) or reason}")
         if note:
             lines.append(f"  note: {where}: {note}")
-    for (recipe,) in connection.execute(
-        """SELECT DISTINCT recipe FROM asymptote WHERE study = $1 AND points = 3 AND starts_with(kind, 'asymptote')
-           AND variable <> 'members' ORDER BY recipe""",
-        [study],
-    ).fetchall():
+    in_size = [r["recipe"] for r in records if r["points"] == 3 and r["limit_kind"] in ("asymptote", "asymptote in K, then N")]
+    for recipe in dict.fromkeys(in_size):
         lines.append(
             f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
         )

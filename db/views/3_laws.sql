@@ -128,6 +128,7 @@ SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, to
     if(tokens_needed IS NULL, NULL, tokens_high / seed_tokens) AS data_efficiency_high,
     tokens_needed > largest_budget AS extrapolated, best_trained, best_cell,
     tokens_trained / seed_tokens AS data_efficiency_trained,
+    points, cells, certified, boundary, open,
     CASE
         WHEN tokens_needed IS NULL THEN 'there is no ratio to bracket'
         WHEN e_low IS NULL THEN interval_reason
@@ -150,6 +151,6 @@ WITH cost AS MATERIALIZED (
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
     own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
-    data_efficiency_trained, extrapolated, limits.reason
+    data_efficiency_trained, extrapolated, limits.points, limits.cells, limits.certified, limits.boundary, limits.open, limits.reason
 FROM data_efficiency AS limits LEFT JOIN cost AS own ON own.cell_id = best_cell LEFT JOIN cell ON cell.cell_id = best_cell
     LEFT JOIN cost AS teacher ON teacher.cell_id = cell.teacher;
