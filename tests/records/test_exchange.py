@@ -98,3 +98,14 @@ def test_the_commands_say_what_they_did(exported, tmp_path):
     assert done.returncode == 0 and "new_rows" in done.stdout
     done = dataeff("export", "tiny", "out", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "out" / "run.parquet").is_file()
+
+
+def test_the_results_that_come_along_are_those_of_their_study_and_answer_it(tmp_path):
+    from dataeff.share import shared_folder
+
+    copy = Database(tmp_path / "copy.duckdb")
+    import_study(copy, shared_folder("studies") / "laptop")
+    assert rows(copy, "SELECT text FROM study") == [((shared_folder("studies") / "laptop.toml").read_text(),)]
+    found = dict(rows(copy, "SELECT recipe, best_trained FROM recipe_summary WHERE seed_tokens = 32768"))
+    assert found["ensemble"] < found["regularized"] < found["standard"]
+    assert found["self_distilled"] < found["synthetic_only"]
