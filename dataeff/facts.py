@@ -45,6 +45,7 @@ class Facts:
         found: Callable[[RunFolder], None] = lambda folder: None,
     ) -> None:
         self._store, self._losses, self._ensembles, self._found = store, losses, ensembles, found
+        self._samples: set[str] = set()
 
     def has(self, spec: RunSpec | EnsembleSpec | SampleSpec) -> bool:
         """Return whether the spec's result is there."""
@@ -52,9 +53,11 @@ class Facts:
             return self.loss(spec) is not None
         if isinstance(spec, EnsembleSpec):
             return self.ensemble(spec) is not None
-        if there := self._store.folder_of(spec).result.exists():
-            self._found(self._store.folder_of(spec))
-        return there
+        folder = self._store.folder_of(spec)
+        if folder.id not in self._samples and folder.result.exists():
+            self._samples.add(folder.id)
+            self._found(folder)
+        return folder.id in self._samples
 
     def loss(self, spec: RunSpec) -> float | None:
         """Return the validation loss of a run in nats per token, inf if it diverged, None if it is not recorded."""

@@ -74,6 +74,10 @@ class CellProgress:
         best = self.certificate.best if self.certificate else None
         return None if best is None else self.cell.grid.values(best)
 
+    def number(self, point: Point) -> int:
+        """Return the place of a point in the order of the search, from 0."""
+        return list(self.search.results).index(point)
+
     @property
     def ended(self) -> bool:
         """Whether its search has; one that failed has no optimum until it is tried again."""
@@ -249,7 +253,7 @@ class Launch:
         def repeated(run: RunSpec) -> Done:
             def note(trained: int) -> None:
                 progress.repeats_left -= 1
-                self.recorder.trial(cell, run.run_id, role, list(progress.search.results).index(best), best)
+                self.recorder.trial(cell, run.run_id, role, progress.number(best), best)
 
             return note
 
@@ -261,7 +265,7 @@ class Launch:
 
         def evaluated(trained: int) -> None:
             progress.repeats_left -= 1
-            self.recorder.ensemble(cell, ensemble.ensemble_id, list(progress.search.results).index(best), best)
+            self.recorder.ensemble(cell, ensemble.ensemble_id, progress.number(best), best)
 
         for run in repeats:
             self._train(progress, [run], repeated(run), lambda reason: None)
@@ -270,7 +274,7 @@ class Launch:
 
     def _note(self, progress: CellProgress, point: Point, trained: int = 0) -> None:
         """Write down the runs, and the ensemble, that a point of a search used."""
-        cell, number = progress.cell, list(progress.search.results).index(point)
+        cell, number = progress.cell, progress.number(point)
         runs = self.demand.searched(cell, point)
         for place, run in enumerate(runs):
             self.recorder.trial(cell, run.run_id, "member" if place else "search", number, point)

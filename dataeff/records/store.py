@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,7 @@ def database_folder() -> Path:
         raise DatabaseError(str(error)) from error
 
 
+@cache
 def migrations() -> list[tuple[int, str, str]]:
     """Return (version, name, SQL) of every migration, in order."""
     files = sorted((database_folder() / "migrations").glob("*.sql"))
@@ -246,6 +248,7 @@ def _is_current(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
     return found == migrations()[-1][0] and connection.execute("SELECT hash FROM schema_views").fetchall() == [(_views_hash(),)]
 
 
+@cache
 def _views_hash() -> str:
     return hashlib.sha256(views().encode()).hexdigest()
 

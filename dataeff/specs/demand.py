@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
 from dataeff.specs.grid import Grid, Point
@@ -31,8 +32,17 @@ class Demand:
     vocabulary: int
     separator: int
 
+    @cached_property
+    def _recipes(self) -> dict[str, RecipeSpec]:
+        return {name: self.study.recipe(name) for name in self.study.recipes}
+
+    @cached_property
+    def _training(self) -> dict[str, dict[str, object]]:
+        shared = {"context_length", "rope_theta"}
+        return {name: self.study.training_of(name).model_dump(exclude=shared) for name in self.study.recipes}
+
     def recipe(self, cell: Cell) -> RecipeSpec:
-        return self.study.recipe(cell.recipe)
+        return self._recipes[cell.recipe]
 
     def place(self, cell: Cell, optima: Optima) -> tuple[Cell, tuple[Point, ...], str | None]:
         """Return the cell with the axes that follow its base's optimum set, its starting points, and a note on axes set
@@ -58,11 +68,10 @@ class Demand:
 
     def run(self, cell: Cell, point: Point, train_seed: int, data_seed: int) -> RunSpec:
         """Return the run at `point` of a placed (and, where it has a teacher, taught) cell."""
-        shared = self.study.training_of(cell.recipe).model_dump(exclude={"context_length", "rope_theta"})
         axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
         return RunSpec(
             **{
-                **shared,
+                **self._training[cell.recipe],
                 **axes,
                 "trainer_version": TRAINER_VERSION,
                 "corpus": self.corpus,
@@ -77,8 +86,10 @@ class Demand:
 
     def members(self, cell: Cell, point: Point) -> list[RunSpec]:
         """Return the runs of a point's members, the tuned one first: one run alone where members are its snapshots."""
+        return self._members(cell, point, 1 if self.recipe(cell).vary == "snapshot" else self.recipe(cell).members)
+
+    def _members(self, cell: Cell, point: Point, count: int) -> list[RunSpec]:
         first, vary = self.study.seeds[0], self.recipe(cell).vary
-        count = 1 if vary == "snapshot" else self.recipe(cell).members
         return [
             self.run(cell, point, first + (k if vary != "data_seed" else 0), first + (k if vary != "train_seed" else 0))
             for k in range(count)
@@ -86,8 +97,7 @@ class Demand:
 
     def searched(self, cell: Cell, point: Point) -> list[RunSpec]:
         """Return the runs whose losses are the point's objective."""
-        members = self.members(cell, point)
-        return members if self.recipe(cell).objective == "K" else members[:1]
+        return self.members(cell, point) if self.recipe(cell).objective == "K" else self._members(cell, point, 1)
 
     def repeats(self, cell: Cell, optimum: Point) -> list[RunSpec]:
         """Return the runs of an optimum under other seeds: its members where it has several, else the study's seeds."""
