@@ -18,7 +18,7 @@ from dataeff.errors import InputError, QueryError, nearest
 from dataeff.laws.fit import WARNINGS, Fit, fit
 from dataeff.laws.forms import FORMS, Form
 from dataeff.laws.intervals import default_interval, interval
-from dataeff.records.queries import query
+from dataeff.records.queries import literal, query
 from dataeff.records.store import Database
 
 NAMES: dict[str, type[Form]] = {
@@ -98,8 +98,7 @@ def _read(
     is_file = file.suffix.lower() in (".csv", ".tsv", ".parquet", ".json", ".jsonl")
     if is_file and not file.is_file():
         raise QueryError(f"there is no file {file}; give a CSV or Parquet file, or a SQL query on the database")
-    quoted = source.replace("'", "''")
-    table = f"'{quoted}'" if is_file else f"({source.rstrip(' ;')})"
+    table = literal(source) if is_file else f"({source.rstrip(' ;')})"
     with nullcontext(duckdb.connect()) if is_file else database.read() as connection:
         present, _ = query(connection, f"SELECT * FROM {table} LIMIT 0")
         for name in (*groups, *x, y):

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from dataeff.errors import InputError, NotFoundError
-from dataeff.records.queries import require_study
+from dataeff.records.queries import literal, require_study
 from dataeff.records.store import Database
 
 _CELLS = "cell_id IN (SELECT cell_id FROM cell WHERE study = $1)"
@@ -53,7 +53,7 @@ def export_study(database: Database, study: str, target: Path) -> dict[str, int]
             return {table: _copy(connection, study, table, target / f"{table}.{form}") for table in _ROWS}
     counts = {}
     with Database(target).write() as new:
-        new.execute(f"ATTACH '{_quoted(database.path)}' AS source (READ_ONLY)")
+        new.execute(f"ATTACH {literal(database.path.resolve())} AS source (READ_ONLY)")
         for table, rows in _ROWS.items():
             chosen = rows.replace("FROM ", "FROM source.")
             (counts[table],) = new.execute(
@@ -76,7 +76,8 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
     added = {}
     with database.write() as connection:
         known = connection.execute(
-            f"SELECT name, here.asks <> there.asks FROM study AS here JOIN '{_quoted(files['study'])}' AS there USING (name)"
+            f"""SELECT name, here.asks <> there.asks
+                FROM study AS here JOIN {literal(files["study"].resolve())} AS there USING (name)"""
         ).fetchone()
         if known and known[1]:
             raise InputError(
@@ -85,7 +86,7 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
             )
         for table in (*_PARTS, *(table for table in _ROWS if table not in _PARTS)):  # parts before their whole
             if table in files:
-                rows, whole = f"SELECT * FROM '{_quoted(files[table])}'", _PARTS.get(table)
+                rows, whole = f"SELECT * FROM {literal(files[table].resolve())}", _PARTS.get(table)
                 new = f"WHERE {whole}_id NOT IN (SELECT {whole}_id FROM {whole})" if whole else "ON CONFLICT DO NOTHING"
                 (added[table],) = connection.execute(f"INSERT INTO {table} BY NAME {rows} {new}").fetchone()
     return added
@@ -94,8 +95,4 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
 def _copy(connection: duckdb.DuckDBPyConnection, study: str, table: str, file: Path) -> int:
     options = "(FORMAT parquet, COMPRESSION zstd)" if file.suffix == ".parquet" else "(FORMAT csv, HEADER)"
     rows = f"SELECT * FROM {table} WHERE {_ROWS[table]} ORDER BY ALL"
-    return connection.execute(f"COPY ({rows}) TO '{_quoted(file)}' {options}", [study]).fetchone()[0]
-
-
-def _quoted(path: Path) -> str:
-    return str(path.resolve()).replace("'", "''")
+    return connection.execute(f"COPY ({rows}) TO {literal(file.resolve())} {options}", [study]).fetchone()[0]

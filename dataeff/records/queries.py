@@ -23,6 +23,11 @@ RUN_COLUMNS = (
 )
 
 
+def literal(text: object) -> str:
+    """Return text, such as a path, as a SQL string, where DuckDB takes no parameter."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
 def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> Answer:
     """Run one query of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and remedy."""
     try:

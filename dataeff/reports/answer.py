@@ -127,10 +127,10 @@ def _worth(record: dict[str, Any]) -> str:
 def _doubts(connection: duckdb.DuckDBPyConnection, study: str, records: list[dict[str, Any]]) -> list[str]:
     """Say how sure this is: noise, certificates, degrees of freedom."""
     noise = connection.execute(
-        "SELECT recipe, noise_sd, degrees_of_freedom, reason FROM noise WHERE study = $1 ORDER BY recipe", [study]
+        "SELECT recipe, noise_sd, degrees_of_freedom FROM noise WHERE study = $1 ORDER BY recipe", [study]
     ).fetchall()
-    known = [f"{recipe} {sd:.4f} ({freedom})" for recipe, sd, freedom, _ in noise if sd is not None]
-    unknown = [recipe for recipe, sd, _, _ in noise if sd is None]
+    known = [f"{recipe} {sd:.4f} ({freedom})" for recipe, sd, freedom in noise if sd is not None]
+    unknown = [recipe for recipe, sd, _ in noise if sd is None]
     lines = []
     if known:
         lines.append(f"Run-to-run noise, sd in nats/token (degrees of freedom, from runs under other seeds): {', '.join(known)}.")

@@ -115,6 +115,12 @@ class RecipeSpec(Spec):
         "the asymptote in N of those",
     )
 
+    @property
+    def builds_on(self) -> dict[str, str]:
+        """The recipes it names, by the key that names them."""
+        named = {"base": self.base, "teacher": self.teacher and self.teacher.recipe}
+        return {key: recipe for key, recipe in named.items() if recipe is not None}
+
     @model_validator(mode="after")
     def _enough_members(self) -> RecipeSpec:
         for key, value in (("limit", self.limit), ("objective", self.objective)):

@@ -125,8 +125,8 @@ class StudySpec(Spec):
         recipe, names = self.recipes[name], [size.name for size in self.sizes]
         if unknown := [size for size in recipe.sizes or () if size not in names]:
             raise ValueError(f".sizes: the study has no size '{unknown[0]}'; {nearest(unknown[0], names)}")
-        for key, other in (("base", recipe.base), ("teacher", recipe.teacher and recipe.teacher.recipe)):
-            if other is not None and (other not in self.recipes or other == name):
+        for key, other in recipe.builds_on.items():
+            if other not in self.recipes or other == name:
                 others = [r for r in self.recipes if r != name]
                 raise ValueError(f"{key} '{other}' is not another recipe; {nearest(other, others)}")
 
@@ -135,9 +135,9 @@ class StudySpec(Spec):
         recipe, free = self.recipes[name], [axis for axis in self.grid if axis not in self.recipes[name].fixed]
         if missing := [axis for axis in REQUIRED_AXES if axis not in self.grid and axis not in recipe.fixed]:
             raise ValueError(f"{', '.join(missing)} is neither on the grid nor fixed; add it to [grid] or to fixed")
-        for key, other in (("base", recipe.base), ("teacher", recipe.teacher and recipe.teacher.recipe)):
-            wanted = [recipe.teacher.size] if key == "teacher" and other and recipe.teacher.size else self.size_names(name)
-            if other and (lacking := [size for size in wanted if size not in self.size_names(other)]):
+        for key, other in recipe.builds_on.items():
+            wanted = [recipe.teacher.size] if key == "teacher" and recipe.teacher.size else self.size_names(name)
+            if lacking := [size for size in wanted if size not in self.size_names(other)]:
                 raise ValueError(f"{key} '{other}' has no size {lacking[0]}; {nearest(lacking[0], self.size_names(other))}")
         for key, axes in (("tune", recipe.tune or ()), ("change", recipe.change)):
             if idle := [axis for axis in axes if axis not in free]:
@@ -192,8 +192,7 @@ class StudySpec(Spec):
         """Recipe names, each after its base and its teacher. Raises ValueError on a circle."""
         ordered: list[str] = []
         while len(ordered) < len(self.recipes):
-            needs = {n: {r.base, r.teacher.recipe if r.teacher else None} - {None} for n, r in self.recipes.items()}
-            ready = [n for n in self.recipes if n not in ordered and needs[n] <= set(ordered)]
+            ready = [n for n, r in self.recipes.items() if n not in ordered and set(r.builds_on.values()) <= set(ordered)]
             if not ready:
                 circle = [n for n in self.recipes if n not in ordered]
                 raise ValueError(f"recipes {circle} build on one another in a circle; let one have no base and no teacher")

@@ -50,7 +50,8 @@ class State(BaseModel):
     training_seconds: float = 0.0  # without evaluations and checkpoints
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,7 +99,7 @@ def save_checkpoint(
             tensors |= {f"optimizer.{i}.{j}.{key}": value for key, value in values.items()}
     path = folder / f"{state.step:09d}.safetensors"
     _save_tensors(tensors, path)
-    header = {"tensors": path.name, "sha256": _digest(path), "state": state.model_dump(mode="json")}
+    header = {"tensors": path.name, "sha256": digest(path), "state": state.model_dump(mode="json")}
     write_atomically(folder / "state.json", json.dumps(header))
     for other in folder.iterdir():
         if other.name not in (path.name, "state.json"):
@@ -117,7 +118,7 @@ def load_checkpoint(
         path, state = folder / header["tensors"], State.model_validate(header["state"])
         if state.run_id != run_id:
             raise CheckpointError(f"checkpoint {folder} is of run {state.run_id}, not {run_id}; remove it to start afresh")
-        if _digest(path) != header["sha256"]:
+        if digest(path) != header["sha256"]:
             raise CheckpointError(f"checkpoint {path} does not have the SHA-256 it was written with; remove it to start afresh")
         tensors = load_file(path)
     except (OSError, ValueError, KeyError, TypeError, ValidationError, SafetensorError) as error:

@@ -12,7 +12,6 @@ the way or not, on the same CPU to the bit. It does not train, hold locks, or wr
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -30,7 +29,7 @@ from dataeff.specs.ensemble import SampleResult, SampleSpec
 from dataeff.specs.identity import identity
 from dataeff.specs.result import RunFolder, Store, load_fact, write_atomically
 from dataeff.specs.run import ModelSpec, RunSpec
-from dataeff.training.checkpoint import load_member
+from dataeff.training.checkpoint import digest, load_member
 from dataeff.training.device import describe_device, is_out_of_memory, one_thread, pick_device
 from dataeff.training.evaluate import autocast
 from dataeff.training.model import Decoder
@@ -192,12 +191,11 @@ class _Sampling:
         """Rename the tokens, write result.json, then remove the checkpoint."""
         state, dtype = self.state, self.tokens.dtype.str
         self.report(state.tokens)
-        with open(self.tokens_file, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = digest(self.tokens_file)
         os.replace(self.tokens_file, self.folder.tokens)
         result = SampleResult(
             sample_id=self.spec.sample_id,
-            fingerprint=identity({"sha256": digest, "dtype": dtype}),
+            fingerprint=identity({"sha256": sha256, "dtype": dtype}),
             sequences=self.spec.sequences,
             context_length=self.shape.context_length,
             dtype=dtype,
