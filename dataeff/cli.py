@@ -461,10 +461,14 @@ def import_rows(
     \b
     Example: dataeff import laptop
     """
+    from dataeff.errors import nearest
     from dataeff.records.exchange import import_study
     from dataeff.share import shared_folder
 
-    folder = Path(source) if Path(source).is_dir() else shared_folder("studies") / source
+    carried = {folder.name: folder for folder in shared_folder("studies").iterdir() if folder.is_dir()}
+    if not Path(source).is_dir() and source not in carried:
+        raise InputError(f"there is no folder {source}, and no results of that name come along; {nearest(source, carried)}")
+    folder = Path(source) if Path(source).is_dir() else carried[source]
     added = import_study(_database(database), folder)
     _show(["table", "new_rows"], list(added.items()), as_json, False)
 
