@@ -49,51 +49,52 @@ class Run(SQLModel, table=True):
     run_id: str = Field(primary_key=True)
     status: str
     reason: str | None
-    corpus: str
+    corpus: str | None
     corpus_name: str | None
     seed_tokens: int = _count()
     parameters_total: int = _count()
-    parameters_non_embedding: int = _count()
-    hidden: int = _count()
-    layers: int = _count()
-    heads: int = _count()
-    kv_heads: int = _count()
-    feed_forward: int = _count()
-    vocabulary: int = _count()
-    context_length: int = _count()
-    lr: float = _real()
-    weight_decay: float = _real()
-    epochs: int = _count()
-    batch_size: int = _count()
-    optimizer: str
-    dropout: float = _real()
-    order: str
-    precision: str
-    train_seed: int = _count()
-    data_seed: int = _count()
-    trainer_version: int = _count()
+    parameters_non_embedding: int | None = _count()
+    hidden: int | None = _count()
+    layers: int | None = _count()
+    heads: int | None = _count()
+    kv_heads: int | None = _count()
+    feed_forward: int | None = _count()
+    vocabulary: int | None = _count()
+    context_length: int | None = _count()
+    lr: float | None = _real()
+    weight_decay: float | None = _real()
+    epochs: int | None = _count()
+    batch_size: int | None = _count()
+    optimizer: str | None
+    dropout: float | None = _real()
+    order: str | None
+    precision: str | None
+    train_seed: int | None = _count()
+    data_seed: int | None = _count()
+    trainer_version: int | None = _count()
     val_loss: float | None = _real()
     val_loss_standard_error: float | None = _real()
     train_loss: float | None = _real()
-    steps: int = _count()
-    tokens_seen: int = _count()
-    training_flops: float = _real()
-    wall_seconds: float = _real()
-    tokens_per_second: float = _real()
+    steps: int | None = _count()
+    tokens_seen: int | None = _count()
+    training_flops: float | None = _real()
+    wall_seconds: float | None = _real()
+    tokens_per_second: float | None = _real()
     model_flops_utilisation: float | None = _real()
     peak_memory_bytes: int | None = _count()
-    device: str
-    host: str
-    torch_version: str
-    started_at: datetime = _time()
-    ended_at: datetime = _time()
+    device: str | None
+    host: str | None
+    torch_version: str | None
+    started_at: datetime | None = _time()
+    ended_at: datetime | None = _time()
     spec: dict[str, Any] = Field(sa_type=JSON)
     recorded_at: datetime = _time()
-    parameters_active: int = _count()
-    experts: int = _count()
-    loops: int = _count()
+    parameters_active: int | None = _count()
+    experts: int | None = _count()
+    loops: int | None = _count()
     synthetic_share: float | None = _real()
     samples: str | None
+    source: str | None
 
 
 class Metric(SQLModel, table=True):
@@ -160,7 +161,7 @@ class Cell(SQLModel, table=True):
     seed_tokens: int = _count()
     size: str
     parameters_total: int = _count()
-    parameters_non_embedding: int = _count()
+    parameters_non_embedding: int | None = _count()
     axes: dict[str, list[float]] = Field(sa_type=JSON)
     shape: list[int] = Field(sa_type=ARRAY(Integer))
     starts: list[list[int]] = Field(sa_type=JSON)
@@ -238,3 +239,31 @@ class Sample(SQLModel, table=True):
     wall_seconds: float = _real()
     device: str
     recorded_at: datetime = _time()
+
+
+class Fit(SQLModel, table=True):
+    __tablename__ = "fit"
+
+    fit_id: str = Field(primary_key=True)
+    study: str
+    recipe: str
+    seed_tokens: int | None = _count()
+    quantity: str
+    value: float | None = _real()
+    low: float | None = _real()
+    high: float | None = _real()
+    method: str | None
+    resamples: int = _count()
+    undefined: int = _count()
+    points: int = _count()
+    a: float | None = _real()
+    alpha: float | None = _real()
+    e: float | None = _real()
+    objective: float | None = _real()
+    condition: float | None = _real()
+    certified: bool | None
+    warnings: list[str] = Field(sa_type=ARRAY(String))
+    left_out: list[str] = Field(sa_type=ARRAY(String))
+    run_ids: list[str] = Field(sa_type=ARRAY(String))
+    evidence: str
+    fitted_at: datetime = _time()

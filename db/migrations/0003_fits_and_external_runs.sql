@@ -1,0 +1,64 @@
+-- Runs trained elsewhere, of which only some things are known, and fits with their intervals.
+
+ALTER TABLE run ADD COLUMN source VARCHAR;
+ALTER TABLE run ALTER COLUMN corpus DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN parameters_non_embedding DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN hidden DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN layers DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN heads DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN kv_heads DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN feed_forward DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN vocabulary DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN context_length DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN lr DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN weight_decay DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN epochs DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN batch_size DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN optimizer DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN dropout DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN "order" DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN "precision" DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN train_seed DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN data_seed DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN trainer_version DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN steps DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN tokens_seen DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN training_flops DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN wall_seconds DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN tokens_per_second DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN device DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN host DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN torch_version DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN started_at DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN ended_at DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN parameters_active DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN experts DROP NOT NULL;
+ALTER TABLE run ALTER COLUMN loops DROP NOT NULL;
+ALTER TABLE cell ALTER COLUMN parameters_non_embedding DROP NOT NULL;
+
+CREATE TABLE fit (
+    fit_id VARCHAR NOT NULL PRIMARY KEY,
+    study VARCHAR NOT NULL,
+    recipe VARCHAR NOT NULL,
+    seed_tokens BIGINT,
+    quantity VARCHAR NOT NULL
+        CHECK (quantity IN ('asymptote', 'data_law', 'data_efficiency', 'data_efficiency_interpolated', 'data_efficiency_trained')),
+    value DOUBLE,
+    low DOUBLE,
+    high DOUBLE,
+    method VARCHAR,
+    resamples BIGINT NOT NULL,
+    undefined BIGINT NOT NULL,
+    points BIGINT NOT NULL,
+    a DOUBLE,
+    alpha DOUBLE,
+    e DOUBLE,
+    objective DOUBLE,
+    condition DOUBLE,
+    certified BOOLEAN,
+    warnings VARCHAR[] NOT NULL,
+    left_out VARCHAR[] NOT NULL,
+    run_ids VARCHAR[] NOT NULL,
+    evidence VARCHAR NOT NULL,
+    fitted_at TIMESTAMPTZ NOT NULL
+);
