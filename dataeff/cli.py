@@ -255,12 +255,12 @@ def answer(
     name = _name(study)
     _print_answer(name, database, as_json, as_csv)
     if plot:
-        from dataeff.reports.charts import save_chart
-        from dataeff.reports.frames import study_limits_chart
+        from dataeff.reports.charts import limits_chart, save_chart
+        from dataeff.reports.frames import study_limits
 
         with _database(database).read() as connection:
-            chart = study_limits_chart(connection, name)
-        save_chart(chart, plot)
+            found = study_limits(connection, name)
+        save_chart(limits_chart(**found), plot)
         print(f"drawn to {plot}", file=sys.stderr)
 
 
@@ -486,7 +486,7 @@ def serve(
     from dataeff.share import shared_folder
 
     _database(database).require_usable()
-    page = shared_folder("app") / "answer.py"
+    page = shared_folder("app") / "main.py"
     options = [
         "--server.address=127.0.0.1",
         f"--server.port={port}",

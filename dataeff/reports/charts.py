@@ -110,7 +110,14 @@ def require_chart_suffix(path: Path) -> None:
 def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
     """Write a chart as .svg, .png (two pixels a point) or .html, by the suffix of `path`. Raises `InputError` for another."""
     require_chart_suffix(path)
-    if path.suffix == ".html":
-        chart.save(path, inline=True)
-    else:
-        chart.save(path, scale_factor=2 if path.suffix == ".png" else 1)
+    path.write_bytes(chart_bytes(chart, path.suffix[1:]))
+
+
+def chart_bytes(chart: alt.TopLevelMixin, form: str) -> bytes:
+    """Return a chart as a file of `form` "svg", "png" (two pixels a point) or "html" (which needs no network)."""
+    import vl_convert
+
+    text = chart.to_json()
+    if form == "png":
+        return vl_convert.vegalite_to_png(text, scale=2)
+    return (vl_convert.vegalite_to_svg(text) if form == "svg" else vl_convert.vegalite_to_html(text, bundle=True)).encode()

@@ -1,13 +1,12 @@
-"""The queries behind the charts: a read-only connection in, lists of records out, and the charts drawn from them."""
+"""The queries behind the charts: a read-only connection in, the arguments of charts out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataeff.records.queries import records
 
 if TYPE_CHECKING:
-    import altair as alt
     import duckdb
 
 POINTS = """
@@ -51,10 +50,9 @@ def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     return connection.execute("SELECT json_keys(spec, '$.recipes') FROM study WHERE name = $1", [study]).fetchone()[0]
 
 
-def study_limits_chart(connection: duckdb.DuckDBPyConnection, study: str, dark: bool = False) -> alt.HConcatChart:
-    """Return the study's first figure: loss against total parameters, one panel a budget. Raises as `answer_rows` does."""
-    from dataeff.reports.charts import limits_chart
-
+def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
+    """Return the arguments of `limits_chart` for a recorded study."""
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    found = [records(connection, query, [study]) for query in (POINTS, LAWS, CURVES, LIMITS)]
-    return limits_chart(*found, recipes(connection, study), question, dark)
+    found = {"points": POINTS, "laws": LAWS, "curves": CURVES, "limits": LIMITS}
+    drawn = {name: records(connection, query, [study]) for name, query in found.items()}
+    return {**drawn, "recipes": recipes(connection, study), "title": question}

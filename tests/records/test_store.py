@@ -99,7 +99,8 @@ def test_a_database_of_the_first_schema_keeps_its_rows(database):
             '2026-01-02', 'stopped')""")
     touch(database)
     with database.read() as connection:
-        assert connection.execute("SELECT version FROM schema_migration ORDER BY 1").fetchall() == [(n,) for n, *_ in migrations()]
+        versions = connection.execute("SELECT version FROM schema_migration ORDER BY 1").fetchall()
+        assert versions == [(n,) for n, *_ in migrations()]
         assert connection.execute("SELECT run_id, val_loss, parameters_active, experts, loops, samples FROM run").fetchall() == [
             ("a", 3.0, 1, 1, 1, None), ("b", 3.1, 7, 1, 1, None)
         ]  # fmt: skip

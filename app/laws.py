@@ -1,0 +1,5 @@
+import page
+import streamlit as st
+
+study = page.choose_study()
+st.title("laws")

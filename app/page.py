@@ -1,0 +1,97 @@
+"""What pages share: the database, cached reads, the choice of a study, charts and tables with their downloads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar
+
+import altair as alt
+import streamlit as st
+
+from dataeff.records import queries
+from dataeff.records.store import Database
+from dataeff.reports.charts import chart_bytes
+
+Found = TypeVar("Found")
+database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
+
+
+def read(ask: Callable[..., Found], *parameters: Any) -> Found:
+    """Return ask(connection, *parameters), from a cache until the file is written again. Raises as `Database.read` does.
+
+    `ask` is a function of a module, which its name stands for; it returns plain values.
+    """
+    return _read(_written(), ask, parameters)
+
+
+def _written() -> float:
+    files = (database.path, database.path.with_name(database.path.name + ".wal"))
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+
+
+def _name_of(ask: Callable[..., Any]) -> str:
+    return f"{ask.__module__}.{ask.__qualname__}"
+
+
+@st.cache_data(max_entries=200, show_spinner="Asking the database", hash_funcs={FunctionType: _name_of})
+def _read(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
+    with database.read() as connection:
+        return ask(connection, *parameters)
+
+
+def say_how_old() -> None:
+    """Say which file is shown and when it was last written."""
+    if written := _written():
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written))
+        st.sidebar.caption(f"{database.path.name}, last written {when}")
+
+
+def choose_study() -> str:
+    """Return the study chosen in the sidebar, which stays from page to page; ends the page where there is none."""
+    _, rows = read(queries.studies)
+    names = [row[0] for row in rows]
+    if not names:
+        st.info("No study is recorded yet. Run one: `dataeff run quickstart`, or import the results that come along: "
+                "`dataeff import laptop`")  # fmt: skip
+        st.stop()
+    return st.sidebar.selectbox("Study", names, key="study", bind="query-params", persist_state="session")
+
+
+def dark() -> bool:
+    return st.context.theme.type == "dark"
+
+
+def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]], **options: Any) -> Any:
+    """Show a chart and offer it as PNG and SVG, and its data, records of equal keys, as CSV; return what is selected in it."""
+    selected = st.altair_chart(chart, theme=None, width="content", key=f"{name} chart", **options)
+    with st.container(horizontal=True, gap="small"):
+        for form, content in (
+            ("PNG", lambda: chart_bytes(chart, "png")),
+            ("SVG", lambda: chart_bytes(chart, "svg")),
+            ("data", lambda: _csv(data)),
+        ):
+            suffix = "csv" if form == "data" else form.lower()
+            st.download_button(form, content, f"{name}.{suffix}", key=f"{name} {form}", type="tertiary", on_click="ignore")
+    return selected
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> Any:
+    """Show rows as a table, with a download of all of them as CSV; return what is selected in it."""
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    selected = st.dataframe(records, hide_index=True, key=f"{name} table", **options)
+    st.download_button("CSV", lambda: _csv(records), f"{name}.csv", key=f"{name} CSV", type="tertiary", on_click="ignore")
+    return selected
+
+
+def _csv(records: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for record in records for key in record)))
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
