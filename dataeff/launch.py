@@ -24,6 +24,7 @@ from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
 from dataeff.execution.base import Executor
 from dataeff.facts import Facts
+from dataeff.fits import renew_fits
 from dataeff.jobs import Done, Failed, Jobs
 from dataeff.planning.plan import typical_flops, typical_points
 from dataeff.records.recorder import Recorder
@@ -38,6 +39,7 @@ from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
+FIT_SECONDS = 60.0  # between fits of the study as it stands
 LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
 
 
@@ -101,14 +103,16 @@ class Launch:
         """
         self.study, self.spec = study, study.spec
         self.store = Store.beside(Path(database))
-        self.recorder = Recorder(Database(database))
-        Database(database).require_usable()  # before minutes are spent on tokens
+        self.database = Database(database)
+        self.recorder = Recorder(self.database)
+        self.database.require_usable()  # before minutes are spent on tokens
         self.tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
         check_budgets(study, self.tokens)
         self.cells = {cell.id: CellProgress(cell) for cell in self.spec.cells}
         self.database_busy_since: float | None = None
         self.began = time.monotonic()
         self._last_flush = -math.inf
+        self._last_fit = self.began
         self.demand = Demand(self.spec, self.tokens.fingerprint, self.tokens.vocabulary, self.tokens.separator)
         self._lock = self._claim()
         try:
@@ -139,6 +143,8 @@ class Launch:
             self._advance()
             while True:
                 self._flush(0.2, now=not self.jobs.running)
+                if time.monotonic() - self._last_fit > FIT_SECONDS:
+                    self._fit(0.2)
                 if on_change:
                     on_change(self)
                 if not self.jobs.running and (self.database_busy_since is None or self.jobs.stopping):
@@ -146,6 +152,8 @@ class Launch:
                 if self.jobs.wait(timeout=0.25):
                     self._advance()
             self.recorder.flush(LAST_FLUSH_SECONDS)  # writes only what a stopped launch could not write above
+            if not self.jobs.stopping:
+                self._fit(LAST_FLUSH_SECONDS)
         finally:
             self._lock.release()
 
@@ -327,6 +335,14 @@ class Launch:
         except DatabaseBusyError:
             self.database_busy_since = self.database_busy_since or time.monotonic()
         self._last_flush = time.monotonic()
+
+    def _fit(self, wait: float) -> None:
+        """Renew the study's fits. Where the database is held they stay marked as stale, for whoever reads it next to renew."""
+        try:
+            renew_fits(self.database, self.spec.name, wait)
+        except DatabaseBusyError:
+            pass
+        self._last_fit = time.monotonic()
 
     # -- for whoever watches ------------------------------------------------------------------------------------
 

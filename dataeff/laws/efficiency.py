@@ -4,80 +4,40 @@
 
 D_baseline comes either from the inverse of the baseline's data law, which extrapolates as far as it is asked to, or from
 a straight line in log D between the baseline's measured points, which never leaves their range. Where they disagree, it
-is the law that speaks. None, with a reason, where there is no such D.
+is the law that speaks. Both take many resamples at once; the view `data_efficiency` does the same for one.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.optimize import isotonic_regression
 
-from dataeff.errors import InputError
-from dataeff.laws.fit import Fit, checked
-from dataeff.laws.forms import Falling, Reciprocal
+from dataeff.laws.fit import Array
 
 
-@dataclass(frozen=True)
-class Efficiency:
-    """`ratio` = `tokens` / D, `tokens` what the baseline needs (the unit of its points); `measured`: the range of their D.
+def tokens_by_law(a: Array, alpha: Array, e: Array, losses: Array) -> Array:
+    """Return D where L = a / D^alpha + e falls to the loss, in the law's unit of D; all of shape (resamples,).
 
-    `extrapolated`: `tokens` lies outside `measured`.
+    Infinite where the law never does (loss <= e), 0 where it lies below it everywhere (a = 0).
     """
-
-    ratio: float | None
-    tokens: float | None
-    method: str
-    measured: tuple[float, float]
-    extrapolated: bool = False
-    reason: str | None = None
+    gap = losses - e
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        needed = np.exp(np.log(a / gap) / alpha)
+    return np.where(gap > 0, np.where(a > 0, needed, 0.0), np.inf)
 
 
-def efficiency_by_law(baseline: Fit, loss: float, tokens: float) -> Efficiency:
-    """Return the data efficiency of `loss` (nats per token) reached with `tokens`, by the law over D of the baseline recipe.
+def tokens_by_interpolation(x: Array, ys: Array, losses: Array) -> Array:
+    """Return D where a line in log D between the baseline's points falls to the loss. x: tokens, rising, (points,); ys: nats
+    per token, (resamples, points); losses: (resamples,).
 
-    None where the law has no limit to speak of, never falls to `loss`, or only beyond any number. Raises `InputError`
-    for a law that is not over one variable, loss < 0 or tokens <= 0.
+    Losses that rise with tokens are pooled first (isotonic regression in its min-max form: Barlow et al. 1972, section 1.2),
+    and of a stretch of equal losses the fewest tokens count. Infinite below the least loss, minus infinite above the greatest.
     """
-    _check(loss, tokens)
-    if not isinstance(baseline.law, Falling):
-        raise InputError(f"{type(baseline.law).__name__} is a law of {', '.join(baseline.law.variables)}, not of tokens alone")
-    measured = (float(baseline.x.min()), float(baseline.x.max()))
-    needed = baseline.law.inverse(loss)
-    if baseline.law.a <= 0:
-        reason = "the baseline's losses do not fall with tokens"
-    elif needed is None:
-        reason = f"the baseline's law never falls to {loss:g}: its limit is {baseline.law.limit:g}"
-    elif not 0 < needed < math.inf:
-        reason = f"the baseline's law falls to {loss:g} only beyond any number of tokens"
-    else:
-        return Efficiency(needed / tokens, needed, "law", measured, not measured[0] <= needed <= measured[1])
-    return Efficiency(None, None, "law", measured, reason=reason)
-
-
-def efficiency_by_interpolation(x: ArrayLike, y: ArrayLike, loss: float, tokens: float) -> Efficiency:
-    """Return the same by the baseline's points: x in tokens, y in nats per token, both (points,).
-
-    Losses that rise with tokens are pooled first (isotonic regression by pool-adjacent-violators; Barlow et al. 1972), and
-    of a stretch with equal losses the fewest tokens count. Raises `InputError` as `fit` does, and for fewer than two points.
-    """
-    _check(loss, tokens)
-    x, y, _, _ = checked(Reciprocal, x, y, None, {})
-    order = np.argsort(x)
-    x, y = x[order], isotonic_regression(y[order], increasing=False).x
-    measured = (float(x[0]), float(x[-1]))
-    if not y[-1] <= loss <= y[0]:
-        where = f"above {y[0]:g}, the baseline's at {x[0]:g}" if loss > y[0] else f"below {y[-1]:g}, its loss at {x[-1]:g}"
-        return Efficiency(None, None, "interpolation", measured, reason=f"{loss:g} is outside the measured range: {where} tokens")
-    after = int(np.argmax(y <= loss))
-    share = (y[after - 1] - loss) / (y[after - 1] - y[after]) if after else 0.0
-    needed = float(np.exp(np.log(x[max(after - 1, 0)]) * (1 - share) + np.log(x[after]) * share))
-    return Efficiency(needed / tokens, needed, "interpolation", measured)
-
-
-def _check(loss: float, tokens: float) -> None:
-    if not (math.isfinite(loss) and loss >= 0 and math.isfinite(tokens) and tokens > 0):
-        raise InputError(f"loss {loss!r} and tokens {tokens!r}: a loss is finite and not negative, tokens are above 0")
+    n = len(x)
+    means = [[ys[:, j : k + 1].mean(axis=1) for k in range(j, n)] for j in range(n)]
+    level = np.stack([np.min([np.max(means[j][i - j :], axis=0) for j in range(i + 1)], axis=0) for i in range(n)], axis=1)
+    after = np.argmax(level <= losses[:, None], axis=1)
+    rows, before, at = np.arange(len(ys)), np.maximum(after - 1, 0), np.log(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(after > 0, (level[rows, before] - losses) / (level[rows, before] - level[rows, after]), 0.0)
+    needed = np.exp(at[before] + share * (at[after] - at[before]))
+    return np.where(losses > level[:, 0], -np.inf, np.where(losses < level[:, -1], np.inf, needed))

@@ -2,7 +2,7 @@
 
 An export is one file a table, holding the rows that the study uses: runs with their curves and attempts, cells, trials,
 ensembles, samples. Weights and tokens stay where they are. Importing adds what is missing and changes nothing else, so
-doing it again does nothing.
+doing it again does nothing. Fits come out, for readers of the files, but not in: whoever adds runs makes them again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _ROWS = {
     "evaluation": _RUNS,
     "metric": _RUNS,
     "run": _RUNS,
+    "fit": "study = $1",
 }
 _PARTS = {"evaluation": "run", "metric": "run", "ensemble_loss": "ensemble"}  # have no key, and come with a new whole alone
 
@@ -68,7 +69,7 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
     Raises `NotFoundError` when the folder holds no export, `InputError` when a study of that name is recorded that asks for
     other runs; nothing is changed then.
     """
-    files = {table: source / f"{table}.parquet" for table in _ROWS if (source / f"{table}.parquet").is_file()}
+    files = {table: source / f"{table}.parquet" for table in _ROWS if table != "fit" and (source / f"{table}.parquet").is_file()}
     if lacking := {"study", "cell", "trial", "run"} - files.keys():
         raise NotFoundError(
             f"{source} holds no export of a study: there is no {min(lacking)}.parquet; `dataeff export STUDY FOLDER` makes one"

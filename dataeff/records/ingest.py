@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -88,11 +88,28 @@ def ingest_samples(connection: duckdb.DuckDBPyConnection, folders: Iterable[RunF
     return len(_record_facts(connection, "sample", folders, SampleSpec, SampleResult))
 
 
+def record_runs(connection: duckdb.DuckDBPyConnection, runs: Iterable[Mapping[str, Any]]) -> int:
+    """Record runs, mappings of the same columns of table `run`; return how many are new. One recorded before stays as it is."""
+    rows = list(runs)
+    known = _known(connection, "run", [row["run_id"] for row in rows])
+    _insert(connection, "run", new := [row for row in rows if row["run_id"] not in known])
+    return len(new)
+
+
+def take_out(connection: duckdb.DuckDBPyConnection, study: str) -> int:
+    """Take a study's cells and trials out, to be recorded anew; return how many cells there were. Runs stay."""
+    (cells,) = connection.execute("SELECT count(*) FROM cell WHERE study = $1", [study]).fetchone()
+    for table in ("trial", "cell_ensemble"):
+        connection.execute(f"DELETE FROM {table} WHERE cell_id IN (SELECT cell_id FROM cell WHERE study = $1)", [study])
+    connection.execute("DELETE FROM cell WHERE study = $1", [study])
+    return cells
+
+
 def record_study(
     connection: duckdb.DuckDBPyConnection,
     name: str,
     question: str,
-    baseline: str,
+    baseline: str | None,
     text: str,
     spec: Mapping[str, Any],
     asks: str,
@@ -132,6 +149,12 @@ def record_trials(connection: duckdb.DuckDBPyConnection, trials: Iterable[Mappin
 def record_cell_ensembles(connection: duckdb.DuckDBPyConnection, rows: Iterable[Mapping[str, Any]]) -> None:
     """Record which ensemble was evaluated at which point of a cell, each a mapping of every column of `cell_ensemble`."""
     _insert(connection, "cell_ensemble", list(rows), "ON CONFLICT DO NOTHING")
+
+
+def record_fits(connection: duckdb.DuckDBPyConnection, studies: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Record the fits of studies, each a mapping of every column of table `fit`, in place of those they had."""
+    connection.execute("DELETE FROM fit WHERE list_contains($1, study)", [list(studies)])
+    _insert(connection, "fit", list(rows))
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]], on_conflict: str = "") -> None:

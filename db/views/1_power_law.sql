@@ -47,49 +47,26 @@ CREATE OR REPLACE MACRO power_law(xs, ys) AS (
         WHERE x > 0 AND isfinite(x) AND isfinite(y))))))
 );
 
--- Least and greatest E, and the offsets they were found at, that exponents best * exp(away / ratio ... away * ratio) and
--- some A >= 0 reach with a sum of squares of at most `ceiling`. For one alpha the sum of squares is a parabola in E.
-CREATE OR REPLACE MACRO power_law_reach(xs, ys, best, ceiling, away, ratio) AS (
-    WITH point AS (
-        SELECT x, y FROM (SELECT unnest(xs)::DOUBLE AS x, unnest(ys)::DOUBLE AS y)
-        WHERE x > 0 AND isfinite(x) AND isfinite(y)
-    ), exponent AS (
-        SELECT away_ * power(ratio, i / 16.0) AS offset_, ceiling_,
-            greatest(0.02, least(3.0, best_ * exp(away_ * power(ratio, i / 16.0)))) AS alpha
-        FROM (SELECT best AS best_, ceiling AS ceiling_, away AS away_), range(-16, 17) AS t(i)
-    ), line AS (
-        SELECT offset_, ceiling_, count(*) AS n, avg(y) AS mean, regr_syy(y, u) AS syy, regr_intercept(y, u) AS centre,
-            sum(u * y) / sum(u) AS highest, ceiling_ - (regr_syy(y, u) - regr_sxy(y, u) * regr_slope(y, u)) AS slack,
-            count(*) * regr_sxx(y, u) / sum(u * u) AS curvature
-        FROM exponent, point, LATERAL (SELECT power(x, -exponent.alpha) AS u)
-        GROUP BY offset_, ceiling_
-    ), piece AS (
-        SELECT offset_, greatest(0, centre - sqrt(greatest(slack, 0) / curvature)) AS low,
-            least(highest, centre + sqrt(greatest(slack, 0) / curvature)) AS high
-        FROM line WHERE slack >= -1e-12 * (syy + ceiling_) AND isfinite(centre)
-        UNION ALL
-        SELECT offset_, greatest(0, mean - sqrt(greatest(ceiling_ - syy, 0) / n)),
-            mean + sqrt(greatest(ceiling_ - syy, 0) / n)
-        FROM line WHERE syy <= ceiling_
-    )
-    SELECT {low: min(low), low_at: arg_min(offset_, low), high: max(high), high_at: arg_max(offset_, high)}
-    FROM piece WHERE low <= high
-);
+-- x where L = A / x^alpha + E falls to `loss`; NULL where it never does.
+CREATE OR REPLACE MACRO power_law_inverse(a, alpha, e, loss) AS
+    CASE WHEN loss > e THEN power(a / (loss - e), 1 / alpha) END;
 
--- 90% profile-likelihood interval of E, given the standard deviation `sd` of one y: every E that the law reaches with a
--- sum of squares of at most sse + 2.706 sd^2 (2.706: the 90% point of chi-square with 1 degree of freedom). `fit` is
--- power_law(xs, ys). Exponents are searched outwards from the best one on both sides, then around the ends found, until
--- an end's offset is known to 0.2%. -> STRUCT(low, high), both NULL where fit or sd is.
-CREATE OR REPLACE MACRO power_law_interval(xs, ys, fit, sd) AS (
-    SELECT {low: least(side_low, power_law_reach(xs_, ys_, best_, ceiling_, low_2, 1.035).low),
-        high: greatest(side_high, power_law_reach(xs_, ys_, best_, ceiling_, high_2, 1.035).high)}
-    FROM (SELECT *, power_law_reach(xs_, ys_, best_, ceiling_, low_1, 1.65).low_at AS low_2,
-        power_law_reach(xs_, ys_, best_, ceiling_, high_1, 1.65).high_at AS high_2
-    FROM (SELECT *, least(up.low, down.low) AS side_low, greatest(up.high, down.high) AS side_high,
-        if(down.low IS NULL OR up.low <= down.low, up.low_at, down.low_at) AS low_1,
-        if(down.high IS NULL OR up.high >= down.high, up.high_at, down.high_at) AS high_1
-    FROM (SELECT *, power_law_reach(xs_, ys_, best_, ceiling_, 0.0025, 2500.0) AS up,
-        power_law_reach(xs_, ys_, best_, ceiling_, -0.0025, 2500.0) AS down
-    FROM (SELECT xs AS xs_, ys AS ys_, coalesce(fit_.alpha, 0.245) AS best_, fit_.sse + 2.706 * sd_ ^ 2 AS ceiling_
-        FROM (SELECT fit AS fit_, sd::DOUBLE AS sd_)))))
+-- x where a line in log x between points, xs rising, falls to `loss`; NULL outside their range. Losses that rise are pooled
+-- first (isotonic regression in its min-max form: Barlow et al. 1972), and of equal losses the least x counts.
+CREATE OR REPLACE MACRO interpolated_inverse(xs, ys, loss) AS (
+    WITH given AS (
+        SELECT xs::DOUBLE[] AS x, ys::DOUBLE[] AS y, loss::DOUBLE AS l
+    ), pooled AS (
+        SELECT x, l, list_transform(range(1, len(y) + 1), lambda i: list_min(list_transform(range(1, i + 1), lambda j:
+            list_max(list_transform(range(i, len(y) + 1), lambda k: list_avg(y[j:k])))))) AS level
+        FROM given
+    ), placed AS (
+        SELECT *, list_position(list_transform(level, lambda v: v <= l), true) AS after FROM pooled
+    )
+    SELECT CASE
+        WHEN l > level[1] OR after IS NULL THEN NULL
+        WHEN after = 1 THEN x[1]
+        ELSE exp(ln(x[after - 1]) + (ln(x[after]) - ln(x[after - 1])) * (level[after - 1] - l) / (level[after - 1] - level[after]))
+        END
+    FROM placed
 );

@@ -13,14 +13,14 @@ CREATE OR REPLACE MACRO ensemble_objective(fit, val_loss) AS
     CASE WHEN val_loss IS NOT NULL THEN coalesce(if(fit.reason IS NULL, fit.e, NULL), val_loss) END;
 
 -- The law L = A / K^alpha + E of one ensemble of `size` members, from its list of {subset, val_loss} -> STRUCT. The standard
--- error of E is that of the jackknife (Efron 1982, chapter 3): the same fit over the subsets without each member in turn,
--- sqrt((M - 1) / M sum (E_i - mean)^2).
+-- errors of E and of the loss of all M members are those of the jackknife (Efron 1982, chapter 3): the same over the subsets
+-- without each member in turn, sqrt((M - 1) / M sum (E_i - mean)^2).
 CREATE OR REPLACE MACRO ensemble_law(losses, size) AS (
     WITH loss AS (
         SELECT unnest(losses_, max_depth := 2), m, place
-        FROM (SELECT losses AS losses_, m, unnest(range(-1, if(m < 4, 0, m))) AS place FROM (SELECT size AS m))
+        FROM (SELECT losses AS losses_, m, unnest(range(-1, if(m < 3, 0, m))) AS place FROM (SELECT size AS m))
     ), fitted AS (
-        SELECT place, m, power_law(list(k), list(val_loss)) AS fit, arg_max_null(val_loss, k) AS val_loss
+        SELECT place, m, power_law(list(k), list(val_loss)) AS fit, arg_max_null(val_loss, k) AS val_loss, max(k) AS largest
         FROM (
             SELECT place, m, len(subset) AS k, if(count(val_loss) = count(*), avg(val_loss), NULL) AS val_loss
             FROM loss WHERE NOT list_contains(subset, place)
@@ -30,7 +30,9 @@ CREATE OR REPLACE MACRO ensemble_law(losses, size) AS (
     ), jackknife AS (
         SELECT m, any_value(fit) FILTER (place = -1) AS fit, any_value(val_loss) FILTER (place = -1) AS val_loss,
             count(*) - 1 AS fits, min(fit.reason) FILTER (place >= 0) AS failed,
-            sqrt((count(*) - 2) * var_pop(fit.e) FILTER (place >= 0)) AS error
+            sqrt((count(*) - 2) * var_pop(fit.e) FILTER (place >= 0)) AS error,
+            if(count(val_loss) FILTER (place >= 0 AND largest = m - 1) = m,
+                sqrt((m - 1) * var_pop(val_loss) FILTER (place >= 0)), NULL) AS loss_error
         FROM fitted GROUP BY m
     ), judged AS (
         SELECT *, if(val_loss IS NULL, 'the loss of its members is not finite', fit.reason) AS reason, CASE
@@ -42,6 +44,7 @@ CREATE OR REPLACE MACRO ensemble_law(losses, size) AS (
     )
     SELECT {members: m, val_loss: val_loss, limit_loss: if(reason IS NULL, fit.e, NULL),
         a: fit.a, alpha: fit.alpha, e: fit.e, rmse: fit.rmse, standard_error: if(interval_reason IS NULL, error, NULL),
+        val_loss_error: if(val_loss IS NULL, NULL, loss_error),
         objective_loss: ensemble_objective(fit, val_loss), interval_reason: interval_reason, reason: reason}
     FROM judged
 );

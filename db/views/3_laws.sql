@@ -1,5 +1,39 @@
 -- Laws over a cell's optimum: the limit of each recipe at each budget, its law over budgets, and data efficiency.
--- All intervals are 90%. What each covers, and what it does not, is said in db/README.md.
+-- Numbers are fitted here and now. Their 90% intervals come from table `fit`, which dataeff.laws.chain fills; what each
+-- covers, and what it does not, is said in db/README.md.
+
+-- One row a (study, recipe): hash of what is recorded of it and of the study's baseline, and of what these views make of it.
+CREATE OR REPLACE VIEW evidence AS
+WITH item AS (
+    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, role, run_id) AS said
+    FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
+    UNION ALL
+    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, ensemble_id)
+    FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
+), own AS (
+    SELECT study, recipe, hex(bit_xor(md5_number_lower(said))) AS evidence FROM item GROUP BY study, recipe
+)
+SELECT own.study, own.recipe, concat_ws(' ', own.evidence, study.baseline, base.evidence,
+    (SELECT left(max(hash), 16) FROM schema_views)) AS evidence
+FROM own JOIN study ON study.name = own.study LEFT JOIN own AS base ON base.study = own.study AND base.recipe = study.baseline;
+
+-- Every fit, and whether what it rests on has changed since.
+CREATE OR REPLACE VIEW fit_state AS
+SELECT fit.*, fit.evidence IS DISTINCT FROM evidence.evidence AS stale
+FROM fit LEFT JOIN evidence USING (study, recipe);
+
+-- The interval of a value: that of its fit, a row of fit_state, unless runs added since have moved the value out of it.
+CREATE OR REPLACE MACRO fitted_interval(value_, fit_) AS CASE
+    WHEN value_ IS NULL THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'there is nothing to bracket'}
+    WHEN fit_.fit_id IS NULL
+        THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'not fitted yet; `dataeff answer` of the study does it'}
+    WHEN fit_.stale AND NOT coalesce(value_ BETWEEN coalesce(fit_.low, 0) AND coalesce(fit_.high, value_), false)
+        THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'runs added since the fit have moved it out of its interval'}
+    ELSE {low: fit_.low, high: fit_.high, reason: CASE
+        WHEN fit_.low IS NULL AND fit_.high IS NULL THEN fit_.method
+        WHEN fit_.low IS NULL THEN 'no lower end: more than 5% of the resamples lie outside the measured losses'
+        WHEN fit_.high IS NULL THEN 'no upper end: in ' || round(100.0 * fit_.undefined / fit_.resamples)::INT
+            || '% of the resamples the baseline never reaches this loss' END} END;
 
 -- One row a (cell, averaging, K): the loss of K members of the ensemble at the cell's optimum.
 CREATE OR REPLACE VIEW ensemble_curve AS
@@ -31,9 +65,11 @@ WITH best AS MATERIALIZED (
 SELECT cell_id, study, recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
     if(ensembled, members, 1) AS members, if(ensembled, law.val_loss, val_loss_mean) AS val_loss,
     if(in_k, limit_loss, if(ensembled, law.val_loss, val_loss_mean)) AS limit_loss, a, alpha, e, rmse,
-    CASE WHEN in_k THEN standard_error WHEN NOT ensembled THEN noise_sd / sqrt(seeds) END AS standard_error,
-    CASE WHEN in_k THEN interval_reason WHEN ensembled THEN 'the loss of so many members was measured once'
-        ELSE noise.reason END AS interval_reason,
+    CASE WHEN in_k THEN standard_error WHEN ensembled THEN val_loss_error ELSE noise_sd / sqrt(seeds) END AS standard_error,
+    if(ensembled, val_loss_error, noise_sd / sqrt(seeds)) AS val_loss_error,
+    if(ensembled, NULL, degrees_of_freedom) AS freedom,
+    CASE WHEN in_k THEN interval_reason WHEN NOT ensembled THEN noise.reason
+        WHEN val_loss_error IS NULL THEN 'leaving a member out needs 3 members, and the loss of the others' END AS interval_reason,
     if(ensembled, cost.training_flops, run.training_flops) AS training_flops,
     coalesce(best.reason, if(ensembled AND ensemble_id IS NULL, 'no ensemble was evaluated at the optimum',
         if(in_k, law.reason, NULL))) AS reason
@@ -46,10 +82,7 @@ WITH grouped AS (
     SELECT study, recipe, recipe_limit, seed_tokens, recipe_limit IN ('N', 'K then N') AS has_law,
         list(parameters_total / 1e9 ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS xs,
         list(limit_loss ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS ys,
-        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, val_loss) AS reached, CASE
-            WHEN recipe_limit = 'N' THEN max(standard_error)
-            WHEN count(limit_loss) = count(standard_error) THEN sqrt(avg(standard_error ^ 2)) END AS point_sd,
-        min(interval_reason) FILTER (limit_loss IS NOT NULL) AS no_interval,
+        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, val_loss) AS reached,
         count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack, count(*) AS cells,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
         count(*) FILTER (state = 'open') AS open
@@ -57,21 +90,20 @@ WITH grouped AS (
     GROUP BY study, recipe, recipe_limit, seed_tokens
 ), fitted AS (
     SELECT *, if(has_law, power_law(xs, ys), NULL) AS fit FROM grouped
+), valued AS (
+    SELECT *, CASE WHEN NOT has_law THEN chosen.limit_loss WHEN fit.reason IS NULL THEN fit.e END AS limit_loss FROM fitted
 ), bracketed AS (
-    SELECT *, if(has_law, power_law_interval(xs, ys, fit, point_sd), {low: chosen.limit_loss - 1.645 * chosen.standard_error,
-        high: chosen.limit_loss + 1.645 * chosen.standard_error}) AS interval
-    FROM fitted
+    SELECT valued.*, fitted_interval(limit_loss, fit_state) AS interval
+    FROM valued LEFT JOIN fit_state ON fit_id = concat_ws('/', valued.study, valued.recipe, valued.seed_tokens, 'asymptote')
 )
 SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over N' WHEN 'N' THEN 'asymptote'
         WHEN 'K' THEN 'asymptote in K, best over N' ELSE 'asymptote in K, then N' END AS kind,
     CASE recipe_limit WHEN 'K' THEN 'members' WHEN 'K then N' THEN 'members, then parameters_total' ELSE 'parameters_total' END
         AS variable,
-    CASE WHEN NOT has_law THEN chosen.limit_loss WHEN fit.reason IS NULL THEN fit.e END AS limit_loss,
-    if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha, if(has_law, fit.e, chosen.e) AS e,
+    limit_loss, if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha, if(has_law, fit.e, chosen.e) AS e,
     if(recipe_limit = 'K', coalesce(chosen.members, 0), coalesce(len(xs), 0)) AS points,
     if(has_law, fit.rmse, chosen.rmse) AS rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
-    CASE WHEN interval.low IS NULL THEN coalesce(if(has_law, no_interval, chosen.interval_reason),
-        'there is no limit to bracket') END AS interval_reason,
+    interval.reason AS interval_reason,
     CASE
         WHEN has_law THEN fit.reason || if(lacking > 0, '; ' || lacking || ' of ' || cells || ' sizes have no '
             || if(recipe_limit = 'N', 'loss: ', 'limit in K: ') || lack, '')
@@ -86,8 +118,6 @@ WITH grouped AS (
     SELECT study, recipe, list(seed_tokens / 1e6 ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS xs,
         list(limit_loss ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS ys, count(*) AS budgets,
         max(seed_tokens) FILTER (limit_loss IS NOT NULL) AS largest_budget,
-        if(bool_or(limit_loss IS NOT NULL AND e_low IS NULL), NULL,
-            sqrt(avg(((e_high - e_low) / 3.29) ^ 2) FILTER (limit_loss IS NOT NULL))) AS noise_sd,
         sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified,
         sum(boundary)::BIGINT AS boundary, sum(open)::BIGINT AS open
     FROM asymptote
@@ -95,45 +125,52 @@ WITH grouped AS (
 ), fitted AS (
     SELECT *, power_law(coalesce(xs, []), coalesce(ys, [])) AS fit FROM grouped
 ), bracketed AS (
-    SELECT *, power_law_interval(xs, ys, fit, noise_sd) AS interval FROM fitted
+    SELECT fitted.*, if(fit.reason IS NULL, fit.e, NULL) AS limit_loss, fitted_interval(limit_loss, fit_state) AS interval
+    FROM fitted LEFT JOIN fit_state ON fit_id = concat_ws('/', fitted.study, fitted.recipe, 'data_law')
 )
-SELECT study, recipe, 'seed_tokens' AS variable, if(fit.reason IS NULL, fit.e, NULL) AS limit_loss, fit.a, fit.alpha, fit.e,
-    coalesce(len(xs), 0) AS points, budgets, largest_budget, fit.rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
-    CASE WHEN interval.low IS NOT NULL THEN NULL WHEN noise_sd IS NULL THEN 'a limit has no interval'
-        ELSE 'there is no limit to bracket' END AS interval_reason,
-    fit.reason, cells, certified, boundary, open
+SELECT study, recipe, 'seed_tokens' AS variable, limit_loss, fit.a, fit.alpha, fit.e,
+    coalesce(len(xs), 0) AS points, budgets, largest_budget, fit.rmse, interval.low AS e_low, interval.high AS e_high,
+    interval.reason AS interval_reason, fit.reason, cells, certified, boundary, open
 FROM bracketed;
 
--- x where L = A / x^alpha + E falls to `loss`; NULL where it never does.
-CREATE OR REPLACE MACRO power_law_inverse(a, alpha, e, loss) AS
-    CASE WHEN loss > e THEN power(a / (loss - e), 1 / alpha) END;
-
--- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs, by its data law, to reach the
--- recipe's limit there, over the tokens the recipe had.
+-- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
+-- its data law and between its measured points, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
-WITH joined AS (
-    SELECT asymptote.*, study.baseline, law.e AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
-        law.largest_budget,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.limit_loss) AS tokens_needed,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.e_high) AS tokens_low,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.e_low) AS tokens_high,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, asymptote.best_trained) AS tokens_trained
-    FROM asymptote LEFT JOIN study ON study.name = asymptote.study
+WITH limits AS MATERIALIZED (
+    FROM asymptote
+), measured AS (
+    SELECT study, recipe, list(seed_tokens ORDER BY seed_tokens) AS xs, list(limit_loss ORDER BY seed_tokens) AS ys
+    FROM limits WHERE limit_loss IS NOT NULL GROUP BY study, recipe
+), ratio AS (
+    SELECT limits.*, study.baseline, law.e AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.limit_loss) AS tokens_needed,
+        tokens_needed / limits.seed_tokens AS by_law, tokens_needed > law.largest_budget AS extrapolated,
+        1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.best_trained) / limits.seed_tokens AS trained,
+        interpolated_inverse(xs, ys, limits.limit_loss) / limits.seed_tokens AS between_, xs, ys
+    FROM limits LEFT JOIN study ON study.name = limits.study
         LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
-            ON law.study = asymptote.study AND law.recipe = study.baseline
+            ON law.study = limits.study AND law.recipe = study.baseline
+        LEFT JOIN measured ON measured.study = limits.study AND measured.recipe = study.baseline
+), bracketed AS (
+    SELECT ratio.*, fitted_interval(by_law, one) AS one_interval, fitted_interval(between_, two) AS two_interval,
+        fitted_interval(trained, three) AS three_interval
+    FROM (SELECT *, concat_ws('/', study, recipe, seed_tokens, 'data_efficiency') AS id FROM ratio) AS ratio
+        LEFT JOIN fit_state AS one ON one.fit_id = id LEFT JOIN fit_state AS two ON two.fit_id = id || '_interpolated'
+        LEFT JOIN fit_state AS three ON three.fit_id = id || '_trained'
 )
 SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, tokens_needed,
-    tokens_needed / seed_tokens AS data_efficiency,
-    if(tokens_needed IS NULL, NULL, tokens_low / seed_tokens) AS data_efficiency_low,
-    if(tokens_needed IS NULL, NULL, tokens_high / seed_tokens) AS data_efficiency_high,
-    tokens_needed > largest_budget AS extrapolated, best_trained, best_cell,
-    tokens_trained / seed_tokens AS data_efficiency_trained,
-    points, cells, certified, boundary, open,
+    by_law AS data_efficiency, one_interval.low AS data_efficiency_low, one_interval.high AS data_efficiency_high, extrapolated,
+    between_ AS data_efficiency_interpolated, two_interval.low AS data_efficiency_interpolated_low,
+    two_interval.high AS data_efficiency_interpolated_high, best_trained, best_cell,
+    trained AS data_efficiency_trained, three_interval.low AS data_efficiency_trained_low,
+    three_interval.high AS data_efficiency_trained_high, points, cells, certified, boundary, open,
+    one_interval.reason AS interval_reason,
     CASE
-        WHEN tokens_needed IS NULL THEN 'there is no ratio to bracket'
-        WHEN e_low IS NULL THEN interval_reason
-        WHEN tokens_high IS NULL THEN 'no upper end: the interval of the loss reaches below the baseline''s limit '
-            || round(floor, 4) END AS interval_reason,
+        WHEN limit_loss IS NULL THEN 'this recipe has no limit here'
+        WHEN baseline IS NULL THEN 'the study names no baseline'
+        WHEN coalesce(len(xs), 0) < 2 THEN 'the baseline has limits at fewer than two budgets'
+        WHEN between_ IS NULL THEN 'outside the baseline''s measured losses, ' || round(list_min(ys), 4) || ' to '
+            || round(list_max(ys), 4) || ' at D = ' || xs[1] || ' to ' || xs[-1] END AS interpolation_reason,
     CASE
         WHEN limit_loss IS NULL THEN 'this recipe has no limit here: ' || reason
         WHEN baseline IS NULL THEN 'the study names no baseline'
@@ -141,7 +178,7 @@ SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, to
         WHEN floor IS NULL THEN 'the baseline has no data law: ' || no_law
         WHEN limit_loss <= floor THEN 'the baseline''s law never reaches this loss: its limit is ' || round(floor, 4) END
         AS reason
-FROM joined;
+FROM bracketed;
 
 -- One row a (study, recipe, seed_tokens): the limit beside the best loss that was reached and what that took.
 CREATE OR REPLACE VIEW recipe_summary AS
@@ -151,6 +188,6 @@ WITH cost AS MATERIALIZED (
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
     own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
-    data_efficiency_trained, extrapolated, limits.points, limits.cells, limits.certified, limits.boundary, limits.open, limits.reason
+    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, limits.points, limits.cells, limits.certified, limits.boundary, limits.open, limits.reason
 FROM data_efficiency AS limits LEFT JOIN cost AS own ON own.cell_id = best_cell LEFT JOIN cell ON cell.cell_id = best_cell
     LEFT JOIN cost AS teacher ON teacher.cell_id = cell.teacher;

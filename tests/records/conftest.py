@@ -7,7 +7,8 @@ import itertools
 import pytest
 from folders import RUN
 
-from dataeff.records.ingest import record_cell_ensembles, record_cells, record_study, record_trials
+from dataeff.fits import fit_rows, stale_evidence
+from dataeff.records.ingest import record_cell_ensembles, record_cells, record_fits, record_study, record_trials
 from dataeff.records.store import Database
 from dataeff.specs.result import Store
 
@@ -102,6 +103,12 @@ class Recorded:
         row = {"cell_id": cell_id, "run_id": run_id, "role": role, "number": number, "coordinates": list(coordinates)}
         record_trials(self.connection, [row])
         return run_id
+
+    def fit(self) -> int:
+        """Renew the fits of what is recorded; return how many studies were stale."""
+        found = stale_evidence(self.connection)
+        record_fits(self.connection, [each.study for each in found], [row for each in found for row in fit_rows(each)])
+        return len(found)
 
     def rows(self, text: str) -> list[dict]:
         found = self.connection.execute(text)

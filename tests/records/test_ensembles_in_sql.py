@@ -156,13 +156,17 @@ def test_the_optimum_for_many_members_need_not_be_that_of_one(recorded):
 
 
 def test_the_limit_in_members_is_the_least_over_sizes_with_its_own_interval(recorded):
+    recorded.study()
     for i, limit in enumerate((3.3, 3.1, 3.2)):
         tuned(recorded, {(0,): noisy(i, limit)}, parameters=10**8 * (i + 1))
+    recorded.fit()
     (row,) = recorded.rows("FROM asymptote")
     (law,) = recorded.rows("FROM ensemble_asymptote WHERE cell_id LIKE '%/200000000'")
     assert (row["kind"], row["variable"], row["points"]) == ("asymptote in K, best over N", "members", 4)
-    assert [row[name] for name in ("limit_loss", "e_low", "e_high", "a", "alpha", "rmse")] == pytest.approx(
-        [law[name] for name in ("limit_loss", "e_low", "e_high", "a", "alpha", "rmse")], abs=1e-6
+    same = ("limit_loss", "a", "alpha", "rmse")
+    assert [row[name] for name in same] == pytest.approx([law[name] for name in same], abs=1e-6)
+    assert [row[end] for end in ("e_low", "e_high")] == pytest.approx(
+        [law[end] for end in ("e_low", "e_high")], abs=0.2 * law["standard_error"]
     )
     assert (row["best_trained"], row["best_cell"]) == (law["val_loss"], law["cell_id"])
 
@@ -176,15 +180,14 @@ def test_nested_laws_give_back_the_limit_of_the_limits(recorded):
     assert row["best_trained"] == pytest.approx(3.17 + 0.05 * 1.4**-0.9 + 0.2 * 4**-0.9)
 
 
-def test_the_interval_of_nested_laws_takes_the_errors_of_the_limits(recorded):
-    for i, n in enumerate((0.15, 0.3, 0.6, 1.4)):
-        tuned(recorded, {(0,): noisy(i, 3.17 + 0.05 * n**-0.9, 1e-4)}, limit="K then N", parameters=round(n * 1e9))
-    (row,) = recorded.rows("FROM asymptote")
-    (found,) = recorded.rows("""SELECT power_law_interval(xs, ys, power_law(xs, ys), sd) AS wanted FROM (
-        SELECT list(parameters_total / 1e9) AS xs, list(limit_loss) AS ys, sqrt(avg(standard_error ^ 2)) AS sd
-        FROM cell_limit)""")
-    assert (row["e_low"], row["e_high"]) == pytest.approx((found["wanted"]["low"], found["wanted"]["high"]))
-    assert row["e_low"] < row["limit_loss"] < row["e_high"]
+def test_the_loss_of_all_members_has_the_error_of_the_jackknife(recorded):
+    losses, everyone = noisy(2), set(range(4))
+    recorded.ensemble(recorded.cell({}, limit="best", members=4), (0,), losses)
+    (row,) = recorded.rows("FROM cell_limit")
+    without = [losses(tuple(everyone - {place})) for place in everyone]
+    error = math.sqrt(3 / 4 * sum((loss - sum(without) / 4) ** 2 for loss in without))
+    assert (row["limit_loss"], row["standard_error"]) == (losses((0, 1, 2, 3)), pytest.approx(error))
+    assert row["val_loss_error"] == row["standard_error"] and row["interval_reason"] is None
 
 
 def test_a_limit_over_limits_that_are_missing_says_what_is(recorded):

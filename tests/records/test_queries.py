@@ -90,4 +90,4 @@ def test_studies_and_cells_carry_their_certificates(recorded):
 
 def test_names_and_health_say_what_is_there(connection):
     assert {"run", "certificate", "val_loss", "power_law"} <= set(queries.names(connection))
-    assert queries.health(connection).startswith("schema version 2, 3 run(s), 0 study(s)")
+    assert queries.health(connection).startswith("schema version 3, 3 run(s), 0 study(s)")

@@ -1,0 +1,156 @@
+"""The whole chain of limits at once, with its doubt: members -> sizes -> budgets -> data efficiency.
+
+A cell's loss (of single models, of K members, or their limit in K) comes with a standard error: from seeds, or from the
+jackknife over members. A resample draws every such loss anew, loss + error * t(freedom), and then does everything that
+was done to the measured ones: the law over N or the best cell, the law over D, the baseline's law inverted or interpolated at
+the recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
+percentiles of the resamples; benchmarks/laws.py measures that they cover.
+
+What a resample does not do: choose another optimum, another best size, or another form of the law. Recipes are drawn apart,
+also where they share runs; the baseline's draws are the same in its law and in its own ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataeff.laws.efficiency import tokens_by_interpolation, tokens_by_law
+from dataeff.laws.fit import Array, Fit, Refits, fit, refit
+from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
+
+LEVEL = 0.9
+ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
+BY_LAW, BETWEEN, TRAINED = "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
+Key = tuple[str, float | None, str]  # recipe, D in tokens (None: a law over D), quantity
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """A recipe's cells at one D: sizes in 1e9 parameters, losses in nats per token, their standard errors (NaN: not known) and
+    the degrees of freedom those were estimated with (infinite: normal), all of shape (cells,).
+    """
+
+    tokens: float
+    sizes: Array
+    losses: Array
+    errors: Array
+    freedom: Array
+    over_sizes: bool  # whether the limit is that of a law over sizes, or else the least loss
+    trained: tuple[float, float, float] | None  # the least loss that was reached, its standard error and freedom
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """A value of the chain, None where there is none, with its resamples, (resamples,); for a law also the fit and the refits.
+
+    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite.
+    """
+
+    value: float | None = None
+    draws: Array | None = None
+    undefined: int = 0
+    fitted: Fit | None = None
+    refits: Refits | None = None
+
+    def interval(self) -> tuple[float | None, float | None]:
+        """Return the ends of the 90% interval, None on a side where there is none."""
+        if self.value is None or self.draws is None:
+            return None, None
+        low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation")
+        low, high = min(float(low), self.value), max(float(high), self.value)
+        return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
+
+
+def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int = 2000, seed: int = 0) -> dict[Key, Quantity]:
+    """Return every quantity of a study: the asymptote at each D, the law over D, and the data efficiency three ways.
+
+    Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens. Sizes and budgets of a law differ.
+    """
+    draw, found, reached = np.random.default_rng(seed), {}, {}
+    for recipe, budgets in recipes.items():
+        for budget in budgets:
+            found[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, resamples, draw)
+            reached[recipe, budget.tokens] = _reached(budget, resamples, draw)
+        found[recipe, None, DATA_LAW] = _law(*_limits(found, recipe, budgets))
+    law, points = found.get((baseline, None, DATA_LAW), Quantity()), _limits(found, baseline, recipes.get(baseline, ()))
+    for recipe, budgets in recipes.items():
+        for tokens in (budget.tokens for budget in budgets):
+            limit = found[recipe, tokens, ASYMPTOTE]
+            found[recipe, tokens, BY_LAW] = _by_law(law, limit, tokens)
+            found[recipe, tokens, TRAINED] = _by_law(law, reached[recipe, tokens], tokens)
+            found[recipe, tokens, BETWEEN] = _between(*points, limit, tokens)
+    return found
+
+
+def _drawn(losses: Array, errors: Array, freedom: Array, resamples: int, draw: np.random.Generator) -> Array | None:
+    """Return draws of the losses, (resamples, cells), none below 0; None where an error is not known."""
+    if not np.isfinite(errors).all():
+        return None
+    shape, known = (resamples, len(losses)), np.isinf(freedom)
+    noise = np.where(known, draw.standard_normal(shape), draw.standard_t(np.where(known, 1.0, freedom), shape))
+    return np.maximum(losses + errors * noise, 0.0)
+
+
+def _limit(budget: Budget, resamples: int, draw: np.random.Generator) -> Quantity:
+    if not len(budget.losses):
+        return Quantity()
+    draws = _drawn(budget.losses, budget.errors, budget.freedom, resamples, draw)
+    if budget.over_sizes:
+        return _law(budget.sizes, budget.losses, draws)
+    best = int(np.argmin(budget.losses))
+    return Quantity(float(budget.losses[best]), None if draws is None else draws[:, best])
+
+
+def _reached(budget: Budget, resamples: int, draw: np.random.Generator) -> Quantity:
+    if budget.trained is None:
+        return Quantity()
+    draws = _drawn(*(np.array([value]) for value in budget.trained), resamples, draw)
+    return Quantity(budget.trained[0], None if draws is None else draws[:, 0])
+
+
+def _limits(found: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
+    """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
+    there = [(b.tokens / 1e6, found[recipe, b.tokens, ASYMPTOTE]) for b in budgets]
+    there = [(x, limit) for x, limit in there if limit.value is not None]
+    drawn = there and all(limit.draws is not None for _, limit in there)
+    draws = np.stack([limit.draws for _, limit in there], axis=1) if drawn else None
+    return np.array([x for x, _ in there]), np.array([limit.value for _, limit in there]), draws
+
+
+def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
+    if len(x) < 3:
+        return Quantity()
+    fitted = fit(PowerLaw, x, losses)
+    if draws is None:
+        return Quantity(fitted.limit, fitted=fitted)
+    again = refit(PowerLaw, x, draws)
+    a, alpha, e = (again.parameters[name] for name in ("a", "alpha", "e"))
+    bound = (alpha <= ALPHA_BOUNDS[0] * 1.00001) | (alpha >= ALPHA_BOUNDS[1] * 0.99999)
+    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, again)
+
+
+def _by_law(law: Quantity, limit: Quantity, tokens: float) -> Quantity:
+    if law.fitted is None or law.fitted.law.a <= 0 or limit.value is None:
+        return Quantity()
+    here = law.fitted.law
+    value = tokens_by_law(*(np.array([v]) for v in (here.a, here.alpha, here.e, limit.value)))[0] * 1e6 / tokens
+    if law.refits is None or limit.draws is None:
+        return Quantity(float(value) if np.isfinite(value) else None)
+    a, alpha, e = (law.refits.parameters[name] for name in ("a", "alpha", "e"))
+    return _ratio(value, tokens_by_law(a, alpha, e, limit.draws) * 1e6 / tokens)
+
+
+def _between(x: Array, losses: Array, draws: Array | None, limit: Quantity, tokens: float) -> Quantity:
+    if len(x) < 2 or limit.value is None:
+        return Quantity()
+    value = tokens_by_interpolation(x, losses[None], np.array([limit.value]))[0] * 1e6 / tokens
+    if draws is None or limit.draws is None:
+        return Quantity(float(value) if np.isfinite(value) else None)
+    return _ratio(value, tokens_by_interpolation(x, draws, limit.draws) * 1e6 / tokens)
+
+
+def _ratio(value: float, draws: Array) -> Quantity:
+    return Quantity(float(value) if np.isfinite(value) else None, draws, int((~np.isfinite(draws)).sum()))

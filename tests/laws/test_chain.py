@@ -1,0 +1,88 @@
+"""The chain of limits: exact on exact laws, and its intervals cover what they should on simulated ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataeff.laws.chain import Budget, chain
+from dataeff.laws.forms import PowerLaw
+
+SIZES, BUDGETS = np.array([0.15, 0.3, 0.6, 1.4]), 209.7e6 * 2.0 ** np.arange(4)
+BASE, BETTER = PowerLaw(7.0, 0.25, 2.1), PowerLaw(6.0, 0.235, 1.92)  # over D in 1e6 tokens
+
+
+def budget(tokens: float, losses: np.ndarray, over_sizes: bool, error: float, freedom: float = np.inf) -> Budget:
+    errors, known = np.full(len(losses), error), np.full(len(losses), freedom)
+    return Budget(tokens, SIZES[: len(losses)], losses, errors, known, over_sizes, (float(losses.min()), error, freedom))
+
+
+def study(draw: np.random.Generator | None = None, error: float = 0.0, freedom: float = np.inf):
+    """A baseline whose limits follow `BASE`, and a recipe whose asymptotes in size follow `BETTER`, with noise."""
+
+    def noise(n: int) -> np.ndarray:
+        return draw.normal(0, error, n) if draw else np.zeros(n)
+
+    baseline = [budget(d, BASE([d / 1e6]) + noise(1), False, error, freedom) for d in BUDGETS]
+    better = [budget(d, PowerLaw(0.05, 1.02, float(BETTER(d / 1e6)))(SIZES) + noise(4), True, error, freedom) for d in BUDGETS]
+    return {"baseline": baseline, "better": better}
+
+
+def true_ratio(d: float) -> float:
+    return BASE.inverse(float(BETTER(d / 1e6))) * 1e6 / d
+
+
+def test_without_noise_every_quantity_of_the_chain_is_that_of_the_known_laws():
+    found = chain(study(error=1e-12), "baseline", resamples=50)
+    for d in BUDGETS:
+        assert found["better", d, "asymptote"].value == pytest.approx(float(BETTER(d / 1e6)), abs=1e-9)
+        assert found["better", d, "data_efficiency"].value == pytest.approx(true_ratio(d), rel=1e-5)
+        assert found["baseline", d, "data_efficiency_interpolated"].interval() == pytest.approx((1, 1))
+        low, high = found["better", d, "data_efficiency"].interval()
+        assert low == pytest.approx(high, rel=1e-4)
+    assert found["better", None, "data_law"].value == pytest.approx(1.92, abs=1e-6)
+    assert found["better", None, "data_law"].fitted.certified
+
+
+def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies():
+    """Of 100 simulated studies each; binomial noise widens what is let through. benchmarks/laws.py has the table."""
+    draw, hits = np.random.default_rng(0), []
+    d = float(BUDGETS[1])
+    truths = {
+        ("better", d, "asymptote"): float(BETTER(d / 1e6)),
+        ("better", None, "data_law"): 1.92,
+        ("better", d, "data_efficiency"): true_ratio(d),
+    }
+    for _ in range(100):
+        found = chain(study(draw, 0.003), "baseline", resamples=300)
+        ends = [(found[key].interval(), truth) for key, truth in truths.items()]
+        hits.append([(low or 0) <= truth <= (np.inf if high is None else high) for (low, high), truth in ends])
+    assert np.all(np.abs(np.mean(hits, axis=0) - 0.9) < 0.05 + 2 * 0.03), np.mean(hits, axis=0)
+
+
+def test_few_degrees_of_freedom_widen_an_interval():
+    key = ("baseline", BUDGETS[0], "asymptote")
+    known, estimated = (chain(study(error=0.01, freedom=f), "baseline")[key].interval() for f in (np.inf, 2.0))
+    assert (known[1] - known[0]) / 2 == pytest.approx(1.645 * 0.01, rel=0.1)
+    assert (estimated[1] - estimated[0]) / 2 == pytest.approx(2.92 * 0.01, rel=0.15)
+
+
+def test_what_has_no_error_has_no_interval_and_what_has_no_limit_no_ratio():
+    given = study(error=float("nan"))
+    given["rising"] = [budget(BUDGETS[0], np.array([3.0, 3.1, 3.2, 3.3]), True, 0.01)]
+    given["empty"] = [Budget(BUDGETS[0], *(np.array([]),) * 4, True, None)]
+    found = chain(given, "baseline", resamples=50)
+    ratio = found["better", BUDGETS[0], "data_efficiency"]
+    assert ratio.value == pytest.approx(true_ratio(BUDGETS[0]), rel=1e-5) and ratio.interval() == (None, None)
+    for recipe in ("rising", "empty"):
+        assert found[recipe, BUDGETS[0], "asymptote"].value is None
+        assert found[recipe, BUDGETS[0], "data_efficiency"].value is None
+    assert chain({}, "baseline") == {}
+
+
+def test_an_efficiency_that_may_be_of_any_size_has_no_upper_end():
+    given = study(error=0.003)
+    given["below"] = [budget(BUDGETS[0], np.array([2.1001]), False, 0.01)]
+    ratio = chain(given, "baseline", resamples=200)["below", BUDGETS[0], "data_efficiency"]
+    assert ratio.value is not None and ratio.undefined > 10
+    assert ratio.interval()[1] is None
