@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any, TypeVar
 import altair as alt
 import streamlit as st
 
+from dataeff.errors import DatabaseError
+from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 
 Found = TypeVar("Found")
+REST_SECONDS = 60  # since the file was last written
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 
 
@@ -61,6 +65,26 @@ def choose_study() -> str:
                 "`dataeff import laptop`")  # fmt: skip
         st.stop()
     return st.sidebar.selectbox("Study", names, key="study", bind="query-params", persist_state="session")
+
+
+def renew(study: str) -> None:
+    """Bring the study's intervals up to date once the file is at rest; a study under way renews them by itself."""
+    if time.time() - _written() > REST_SECONDS:
+        _renew(_written(), study)
+
+
+@st.cache_data(max_entries=20, show_spinner="Fitting the laws")
+def _renew(written: float, study: str) -> None:
+    try:
+        renew_fits(database, study)
+    except DatabaseError as error:
+        st.caption(f"Intervals are as they were: {error}")
+
+
+def show_sentences(sentences: Sequence[str]) -> None:
+    """Show sentences, those that begin with two spaces as items of the one before."""
+    marked = ((sentence[:2] == "  ", re.sub(r"([\\`*_{}\[\]<>$#~|])", r"\\\1", sentence.strip())) for sentence in sentences)
+    st.markdown("\n".join(f"- {text}" if item else f"\n{text}\n" for item, text in marked))
 
 
 def dark() -> bool:

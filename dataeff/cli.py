@@ -264,19 +264,60 @@ def answer(
         print(f"drawn to {plot}", file=sys.stderr)
 
 
+def _renew_fits(database: Path, study: str | None = None) -> None:
+    """Bring intervals up to date where the file can be written; where not, the rows say which are not."""
+    from dataeff.errors import DatabaseError
+    from dataeff.fits import renew_fits
+
+    try:
+        renew_fits(_database(database), study)
+    except DatabaseError as error:
+        print(f"dataeff: intervals are as they were: {error}", file=sys.stderr)
+
+
 def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
     from dataeff.reports.answer import answer_rows, answer_table, answer_text
     from dataeff.terminal import print_rows
 
+    _renew_fits(database, name)
     with _database(database).read() as connection:
         columns, rows = answer_rows(connection, name)
-        text = answer_text(connection, name, columns, rows)
+        question, answers, doubts = answer_text(connection, name, columns, rows)
     if as_json or as_csv:
         _show(columns, rows, as_json, as_csv)
     else:
         console = _console()
         print_rows(console, *answer_table(columns, rows))
-        console.print("\n" + text, markup=False)
+        console.print("\n".join(["", question, *answers, "", *doubts]), markup=False)
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the file to write; default STUDY.html or STUDY.md")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="html (one file that needs no network) or md (charts as PNG)")
+    ] = None,
+    database: DatabaseOption = DEFAULT_DATABASE,
+) -> None:
+    """Write a study's answer with its figures, doubts, methods and cost to a file.
+
+    \b
+    Example: dataeff report quickstart -o report.html
+    Example: dataeff report quickstart --format md
+    """
+    from dataeff.reports.export import require_report_form, study_report, write_report
+
+    name = _name(study)
+    form = form or (output.suffix[1:] if output else "html")
+    require_report_form(form)
+    _renew_fits(database, name)
+    with _database(database).read() as connection:
+        made = study_report(connection, name)
+    for file in write_report(made, output or Path(f"{name}.{form}"), form):
+        print(file)
 
 
 @app.command()
@@ -452,25 +493,78 @@ def export_rows(
 
 @app.command("import")
 def import_rows(
-    source: Annotated[str, typer.Argument(help="a folder that `export` wrote, or a study whose results come along")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a folder that `export` wrote, or a study whose results come along; with --study a table of runs: a file (.csv, "
+            ".tsv, .parquet, .json, .jsonl), mlflow:URI#EXPERIMENT or wandb:ENTITY/PROJECT"
+        ),
+    ],
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="record the table's rows as runs of this study")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="COLUMN=SOURCE", help="a column of run, recipe, size or members; a source's column or SQL"),
+    ] = None,
+    ignored: Annotated[
+        list[str] | None, typer.Option("--ignore", metavar="COLUMN", help="a column to keep in `spec` alone; * is any text")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="a SQL condition on the source's columns, such as 'members = 1'")] = None,
+    baseline: Annotated[str | None, typer.Option(metavar="RECIPE", help="whose data law measures data efficiency")] = None,
+    limits: Annotated[
+        list[str] | None, typer.Option("--limit", metavar="RECIPE=LIMIT", help="best (over sizes; the default) or N (asymptote)")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="what the study asks")] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the rows of an exported study; what is there already stays as it is.
+    """Add the rows of an exported study, or results trained elsewhere; what is there already stays as it is.
+
+    Columns of a table that are named as those of table `run` (db/README.md, with units) map by themselves; every other one is
+    to be mapped or ignored.
 
     \b
     Example: dataeff import laptop
+    Example: dataeff import runs.csv --study mine --map lr="learning rate" --map "recipe='standard'" --ignore "Notes*"
+    Example: dataeff import "mlflow:sqlite:///mlflow.db#scaling" --study mine --map "seed_tokens=tokens_m * 1e6" --limit tuned=N
     """
     from dataeff.errors import nearest
     from dataeff.records.exchange import import_study
     from dataeff.share import shared_folder
 
     carried = {folder.name: folder for folder in shared_folder("studies").iterdir() if folder.is_dir()}
-    if not Path(source).is_dir() and source not in carried:
+    folder = Path(source) if Path(source).is_dir() else carried.get(source)
+    options = {"study": study, "map": columns, "ignore": ignored, "where": where, "baseline": baseline, "limit": limits}
+    given = [f"--{name}" for name, value in {**options, "question": question}.items() if value is not None]
+    if folder is not None:
+        if given:
+            raise InputError(f"{source} is an exported study, which comes in as it is; leave out {', '.join(given)}")
+        added = import_study(_database(database), folder)
+        _renew_fits(database)
+        _show(["table", "new_rows"], list(added.items()), as_json, False)
+        return
+    from dataeff.records.external import Import, import_runs
+    from dataeff.sources import is_source, read_source
+
+    if not is_source(source):
         raise InputError(f"there is no folder {source}, and no results of that name come along; {nearest(source, carried)}")
-    folder = Path(source) if Path(source).is_dir() else carried[source]
-    added = import_study(_database(database), folder)
-    _show(["table", "new_rows"], list(added.items()), as_json, False)
+    if study is None:
+        raise InputError(f"{source} is a table of runs; say with --study NAME which study they become")
+    wanted = Import(
+        study, _pairs("--map", columns), ignored or (), where or "true", baseline, _pairs("--limit", limits), question
+    )
+    counts = import_runs(_database(database), read_source(source), wanted)
+    _renew_fits(database, study)
+    _show(["what", "count"], list(counts.items()), as_json, False)
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value) or name in pairs:
+            raise InputError(f"{option} {text}: give NAME=VALUE, each name once")
+        pairs[name] = value
+    return pairs
 
 
 @app.command("app")

@@ -21,8 +21,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.strip().split("  #")[0].strip() for line in README.splitlines() if line.startswith("    dataeff ")]
 
 
-def block(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL).group(1)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("command", [c for c in dict.fromkeys(COMMANDS) if c not in ("dataeff sql", "dataeff app")])
@@ -38,12 +38,16 @@ def test_every_command_of_the_readme_works(finished, command):
 
 
 def test_the_study_of_the_readme_is_valid(tmp_path):
-    (tmp_path / "mine.toml").write_text(block("toml"))
+    (tmp_path / "mine.toml").write_text(blocks("toml")[0])
     assert len(Study.load(tmp_path / "mine.toml").spec.cells) == 27
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    exec(block("python"), {})
+def test_the_python_of_the_readme_runs(finished, capsys, monkeypatch):
+    """On the tiny study in place of the quickstart's results."""
+    monkeypatch.chdir(finished)
+    results, study = blocks("python")
+    exec(results.replace("quickstart", "tiny"), {})
+    exec(study, {})
     assert "27 cells" in capsys.readouterr().out
 
 
@@ -96,7 +100,7 @@ def test_the_quickstart_answers_its_question_and_a_second_run_trains_nothing(tmp
         worth = connection.execute(
             "SELECT data_efficiency_trained FROM data_efficiency WHERE recipe = 'regularized' ORDER BY seed_tokens"
         ).fetchall()
-    assert states == {"certified": 18}
+    assert states == {"certified": 27}
     assert len(worth) == 3 and all(ratio > 1.2 for (ratio,) in worth)
     again = dataeff("run", "quickstart", cwd=tmp_path)
     assert again.returncode == 0 and "0 trained" in again.stderr

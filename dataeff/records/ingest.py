@@ -97,11 +97,12 @@ def record_runs(connection: duckdb.DuckDBPyConnection, runs: Iterable[Mapping[st
 
 
 def take_out(connection: duckdb.DuckDBPyConnection, study: str) -> int:
-    """Take a study's cells and trials out, to be recorded anew; return how many cells there were. Runs stay."""
+    """Take a study's cells, trials and fits out, to be recorded anew; return how many cells there were. Runs stay."""
     (cells,) = connection.execute("SELECT count(*) FROM cell WHERE study = $1", [study]).fetchone()
     for table in ("trial", "cell_ensemble"):
         connection.execute(f"DELETE FROM {table} WHERE cell_id IN (SELECT cell_id FROM cell WHERE study = $1)", [study])
     connection.execute("DELETE FROM cell WHERE study = $1", [study])
+    connection.execute("DELETE FROM fit WHERE study = $1", [study])
     return cells
 
 

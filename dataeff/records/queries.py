@@ -64,7 +64,7 @@ def recorded_ensembles(connection: duckdb.DuckDBPyConnection, corpus: str) -> di
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
     """Return the median training FLOP/s of the finished runs of each size, by total parameters."""
     text = """SELECT parameters_total, median(training_flops / wall_seconds) FROM run
-        WHERE status = 'finished' AND wall_seconds > 0 GROUP BY ALL"""
+        WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY ALL"""
     return dict(connection.execute(text).fetchall())
 
 
@@ -110,7 +110,7 @@ def run_details(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str,
         raise NotFoundError(f"no run id begins with '{run_id}'; `dataeff runs` lists them")
     if len(found) > 1:
         raise NotFoundError(f"{len(found)} run ids begin with '{run_id}'; give more of it: {', '.join(found[:5])}")
-    cells = """SELECT cell_id, role, number, trial.coordinates,
+    cells = """SELECT cell_id, study, role, number, trial.coordinates,
             coalesce(best_run.run_id = trial.run_id, false) AS is_best
         FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1 ORDER BY cell_id"""
     row = records(connection, "SELECT * FROM run WHERE run_id = $1", found)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dataeff.errors import StudyError
 from dataeff.records.ingest import (
     ingest,
     ingest_ensembles,
@@ -19,6 +20,7 @@ from dataeff.records.ingest import (
     record_cells,
     record_study,
     record_trials,
+    take_out,
 )
 from dataeff.records.queries import recorded_ensembles, recorded_losses
 from dataeff.records.store import Database
@@ -52,7 +54,7 @@ class Recorder:
 
         Of a study that asks for other runs than when it was last launched, the cells and trials are taken out, to be
         recorded anew as the search goes on (`taken_out` counts the cells); runs stay.
-        Raises `DatabaseError` when the database cannot be written.
+        Raises `DatabaseError` when the database cannot be written, `StudyError` for the name of an imported study.
         """
         spec, corpus = study.spec, demand.corpus
         self._corpus = {corpus: corpus_name}
@@ -81,13 +83,14 @@ class Recorder:
         declared = spec.model_dump(mode="json", exclude={"question", "baseline"}, exclude_defaults=True)
         asked = {"spec": declared, "corpus": corpus, "trainer": TRAINER_VERSION}
         with self._database.write(FIRST_WRITE_SECONDS) as connection:
-            known = connection.execute("SELECT asks FROM study WHERE name = $1", [spec.name]).fetchone()
+            known = connection.execute("SELECT asks, spec ->> 'imported_from' FROM study WHERE name = $1", [spec.name]).fetchone()
+            if known is not None and known[1] is not None:
+                raise StudyError(
+                    f"study {spec.name} of this database was imported from {known[1]}, and a launch would replace it; give this "
+                    "study another name, or name another file with --database"
+                )
             if known is not None and known[0] != identity(asked):
-                (self.taken_out,) = connection.execute("SELECT count(*) FROM cell WHERE study = $1", [spec.name]).fetchone()
-                of_study = "cell_id IN (SELECT cell_id FROM cell WHERE study = $1)"
-                connection.execute(f"DELETE FROM trial WHERE {of_study}", [spec.name])
-                connection.execute(f"DELETE FROM cell_ensemble WHERE {of_study}", [spec.name])
-                connection.execute("DELETE FROM cell WHERE study = $1", [spec.name])
+                self.taken_out = take_out(connection, spec.name)
             record_study(
                 connection, spec.name, spec.question, spec.baseline, study.source, spec.model_dump(mode="json"), identity(asked)
             )
@@ -102,9 +105,7 @@ class Recorder:
 
     def ensemble(self, cell: Cell, ensemble_id: str, number: int, point: Point) -> None:
         """A cell has used an ensemble: of the members of a point of its search."""
-        self._ensembles.append(
-            {"cell_id": cell.id, "ensemble_id": ensemble_id, "number": number, "coordinates": list(point)}
-        )
+        self._ensembles.append({"cell_id": cell.id, "ensemble_id": ensemble_id, "number": number, "coordinates": list(point)})
 
     def trial(self, cell: Cell, run_id: str, role: str, number: int, point: Point) -> None:
         """A cell has used a run: as a point of its search, or to repeat its optimum under another seed."""

@@ -18,7 +18,8 @@ ROWS = """
 SELECT summary.recipe, summary.seed_tokens, summary.kind AS limit_kind, summary.limit_loss,
     summary.e_low AS limit_low, summary.e_high AS limit_high, summary.best_trained, summary.size AS best_size, summary.members,
     summary.inference_parameters, summary.training_flops, summary.teacher_flops, summary.points, summary.certified,
-    summary.boundary, summary.open, summary.data_efficiency_trained, summary.extrapolated, summary.data_efficiency,
+    summary.boundary, summary.open, summary.data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high,
+    summary.extrapolated, summary.data_efficiency,
     summary.data_efficiency_low, summary.data_efficiency_high, summary.reason
 FROM recipe_summary AS summary JOIN study ON study.name = summary.study
 WHERE summary.study = $1
@@ -55,9 +56,14 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
                 record["recipe"],
                 str(record["seed_tokens"]),
                 _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
-                _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
+                _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".3g"),
                 _number(record["best_trained"], None, None, ".3f"),
-                _number(record["data_efficiency_trained"], None, None, ".2f"),
+                _number(
+                    record["data_efficiency_trained"],
+                    record["data_efficiency_trained_low"],
+                    record["data_efficiency_trained_high"],
+                    ".3g",
+                ),
                 f"{record['members']} x {record['best_size']}" if record["best_size"] else "-",
             )
         )
@@ -72,11 +78,15 @@ def _number(value: float | None, low: float | None, high: float | None, form: st
     return f"{value:{form}} [{low:{form}}, {'∞' if high is None else f'{high:{form}}'}]"
 
 
-def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]) -> str:
-    """Return what `answer_rows` found in sentences: what each recipe is worth at the largest D, and what is in doubt."""
+def answer_text(
+    connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]
+) -> tuple[str, list[str], list[str]]:
+    """Return the study's question, and what `answer_rows` found in sentences: what each recipe is worth at the largest D, and
+    what is in doubt. A sentence that begins with two spaces is an item of the one before it.
+    """
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
-    lines = [str(question)]
+    lines = []
     largest = max((record["seed_tokens"] for record in records), default=None)
     base = next((r for r in records if r["recipe"] == baseline and r["seed_tokens"] == largest), None)
     if base is not None:
@@ -97,8 +107,7 @@ def answer_text(connection: duckdb.DuckDBPyConnection, study: str, columns: list
             f"{recipe}, tuned for its limit in K, ends at {epochs:.3g}x the epochs and {decay:.3g}x the weight decay of {base}'s "
             f"optimum (medians of {count} cells); the rule of twice and half is within a factor of two of {by_rule} of them."
         )
-    lines += ["", *_doubts(connection, study, records)]
-    return "\n".join(lines)
+    return str(question), lines, _doubts(connection, study, records)
 
 
 def _loss(record: dict[str, Any]) -> str:
@@ -159,7 +168,7 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str, records: list[dic
     lines.append(
         "Losses are validation cross-entropy in nats per token. A limit is an asymptote in N or in K, or the best over N, as said"
         " above; trained is the least that was reached, by so many members of the size named. What each is worth is its data"
-        " efficiency: the tokens that the baseline's data law needs to reach it, over D. Intervals are 90% and cover run-to-run"
-        " noise only, not the choice of the law's form."
+        " efficiency: the tokens that the baseline's data law needs to reach it, over D. Intervals are 90%: run-to-run noise"
+        " through every law of the chain, the baseline's too; not the choice of the laws' form."
     )
     return lines

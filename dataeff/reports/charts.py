@@ -13,13 +13,20 @@ from typing import Any
 import altair as alt
 
 from dataeff.errors import InputError
-from dataeff.reports.theme import chart_config, page_colour, recipe_colours
+from dataeff.reports.theme import chart_config, faint, page_colour, recipe_colours
 
 Records = list[dict[str, Any]]
 
 
 def limits_chart(
-    points: Records, laws: Records, curves: Records, limits: Records, recipes: Sequence[str], title: str, dark: bool = False
+    points: Records,
+    laws: Records,
+    curves: Records,
+    limits: Records,
+    worth: Records,
+    recipes: Sequence[str],
+    title: str = "",
+    dark: bool = False,
 ) -> alt.HConcatChart:
     """Return loss against total parameters (log), one panel a budget D: the paper's first figure.
 
@@ -27,6 +34,7 @@ def limits_chart(
     parameters are those of all members. `laws`: the fitted laws on a fine grid (recipe, seed_tokens, parameters_total,
     val_loss), drawn dashed. `curves`: ensembles of 1, 2, ... members, one record each, like points, drawn thin.
     `limits`: one record a recipe and D (recipe, seed_tokens, limit_loss, limit_low, limit_high, kind), drawn dotted.
+    `worth`: losses by the baseline's data law (seed_tokens, ratio, val_loss), the axis of data efficiency on the right.
     Losses in nats per token.
     """
     colours = recipe_colours(recipes)
@@ -49,8 +57,12 @@ def limits_chart(
         x = alt.X("parameters_total:Q", scale=across, title="parameters (total)").axis(format="~s", tickCount=4, grid=False)
         y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
         tooltip = ["recipe:N", "size:N", "members:Q", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
+        scaled = [r for r in worth if low - margin <= r["val_loss"] <= high + margin]
+        at_right = alt.Chart(of_budget(scaled)).encode(x=alt.value(230), y=alt.Y("val_loss:Q", scale=scale, axis=y_axis))
         panels.append(
             alt.layer(
+                at_right.mark_tick(width=6, thickness=1, orient="horizontal", color=faint(dark)),
+                at_right.mark_text(align="left", dx=6, fontSize=10, color=faint(dark)).encode(text=alt.Text("ratio:N")),
                 alt.Chart(of_budget(limits))
                 .mark_rule(strokeDash=[2, 3], strokeWidth=1.5)
                 .encode(y=alt.Y("limit_loss:Q", scale=scale, axis=y_axis), color=colour),
@@ -74,12 +86,13 @@ def limits_chart(
         )
     note = [
         "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, seed noise.",
-        "Dashed: law over N. Thin: ensembles of 1, 2, ... members. Dotted: the recipe's limit.",
+        "Dashed: law over N. Thin: ensembles of 1, 2, ... members. Dotted: the recipe's limit. Right: data efficiency, by the"
+        " baseline's data law.",
     ]
     return (
-        alt.hconcat(*panels, spacing=12)
+        alt.hconcat(*panels, spacing=16)
         .resolve_scale(y="shared", color="shared")
-        .properties(title=alt.TitleParams(title, subtitle=note))
+        .properties(title=alt.TitleParams(title, subtitle=note) if title else alt.TitleParams(note, fontSize=12))
         .configure(**chart_config(dark))
     )
 

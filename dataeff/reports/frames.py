@@ -44,6 +44,15 @@ SELECT recipe, seed_tokens, limit_loss, e_low AS limit_low, e_high AS limit_high
 FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL ORDER BY ALL
 """
 
+# What losses are worth at each D, by the baseline's data law: an axis.
+WORTH = """
+SELECT seed_tokens, (CASE WHEN ratio < 1 THEN '1/' || (1 / ratio)::INT ELSE (ratio::INT)::VARCHAR END) || 'x' AS ratio,
+    a * power(ratio * seed_tokens / 1e6, -alpha) + e AS val_loss
+FROM data_law JOIN study ON study.name = data_law.study AND data_law.recipe = baseline,
+    (SELECT DISTINCT seed_tokens FROM cell WHERE study = $1), (SELECT unnest([1/8, 1/4, 1/2, 1, 2, 4, 8, 16]) AS ratio)
+WHERE study = $1 AND a > 0 ORDER BY ALL
+"""
+
 
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     """Return the study's recipes, in the order of its declaration."""
@@ -53,6 +62,6 @@ def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return the arguments of `limits_chart` for a recorded study."""
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    found = {"points": POINTS, "laws": LAWS, "curves": CURVES, "limits": LIMITS}
+    found = {"points": POINTS, "laws": LAWS, "curves": CURVES, "limits": LIMITS, "worth": WORTH}
     drawn = {name: records(connection, query, [study]) for name, query in found.items()}
     return {**drawn, "recipes": recipes(connection, study), "title": question}

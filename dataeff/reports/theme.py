@@ -23,14 +23,19 @@ def page_colour(dark: bool) -> str:
     return "#171614" if dark else "#ffffff"
 
 
+def faint(dark: bool) -> str:
+    """Return the colour of what is not to be looked at first."""
+    return "#b0b0b0" if dark else "#555555"
+
+
 def chart_config(dark: bool = False) -> dict[str, object]:
     """Return the Vega-Lite config of charts on a white or a dark page; every colour is set, none left to the page."""
-    ink, faint, lines = ("#eeeeee", "#b0b0b0", "#3a3a3a") if dark else ("#1a1a1a", "#555555", "#e8e8e8")
+    ink, lines = ("#eeeeee", "#3a3a3a") if dark else ("#1a1a1a", "#e8e8e8")
     labels = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
     return {
         "background": page_colour(dark),
         "font": FONT,
-        "axis": {**labels, "labelFontSize": 11, "gridColor": lines, "tickColor": faint, "domain": False},
+        "axis": {**labels, "labelFontSize": 11, "gridColor": lines, "tickColor": faint(dark), "domain": False},
         "legend": {**labels, "orient": "top"},
         "title": {
             "fontSize": 14,
@@ -38,7 +43,7 @@ def chart_config(dark: bool = False) -> dict[str, object]:
             "fontWeight": "normal",
             "color": ink,
             "subtitleFontSize": 12,
-            "subtitleColor": faint,
+            "subtitleColor": faint(dark),
         },
         "view": {"stroke": None},
     }

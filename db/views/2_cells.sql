@@ -143,10 +143,11 @@ WITH point AS MATERIALIZED (
         if(objective = 'K', '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '')
             AS price,
         no_optimum(cell_id IN (SELECT cell_id FROM point), search_stopped, starts, note) AS no_best,
+        len(around) = 0 AND run_id IN (SELECT run_id FROM run WHERE source IS NOT NULL) AS lone -- and imported
     FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN near USING (cell_id)
 ), own AS (
     SELECT cell_id, study, recipe, seed_tokens, size, parameters_total, run_id,
-    CASE WHEN run_id IS NULL OR missing > 0 THEN 'open' WHEN len(edges) > 0 THEN 'boundary' ELSE 'certified' END AS state,
+    CASE WHEN run_id IS NULL OR missing > 0 OR lone THEN 'open' WHEN len(edges) > 0 THEN 'boundary' ELSE 'certified' END AS state,
     neighbours_in_grid, neighbours_run, missing AS neighbours_missing, margin, ties, within_noise, edges,
     CASE
         WHEN run_id IS NULL THEN no_best
@@ -155,6 +156,7 @@ WITH point AS MATERIALIZED (
         WHEN missing > 0 THEN missing || ' of ' || neighbours_in_grid || ' neighbours were not run'
         WHEN len(edges) > 0 THEN 'no neighbour is better, but the best point lies on an edge of the grid ('
             || array_to_string(edges, ', ') || '): the optimum may lie outside'
+        WHEN lone THEN 'one point was imported; what was searched around it is not known'
         WHEN neighbours_in_grid = 0 THEN 'the grid has one point, and it was run'
         ELSE 'all ' || neighbours_in_grid || ' neighbours were run and none is better' END
         || if(ties > 0, '; ' || ties || ' have exactly the same loss', '')

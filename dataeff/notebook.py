@@ -1,0 +1,81 @@
+"""A database in a notebook: frames and charts of its studies, the same that the dashboard and the report show.
+
+    results = dataeff.open("dataeff.duckdb")
+    results.limits_chart("quickstart")
+
+Every call opens the file for as long as its query takes, so a study may go on writing meanwhile.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataeff.errors import DatabaseError, NotFoundError
+from dataeff.fits import renew_fits
+from dataeff.records import queries
+from dataeff.records.store import Database
+from dataeff.reports.answer import ROWS, answer_rows, answer_text
+
+if TYPE_CHECKING:
+    import altair as alt
+    import pandas as pd
+
+
+class Results:
+    """The results in a DuckDB file. Methods raise as `Database.read` does; `study` may be left out where there is one."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the file, or raise `NotFoundError` where there is none; brings its intervals up to date if it can be written."""
+        self.database = Database(path)
+        with self.database.read():
+            pass
+        try:
+            renew_fits(self.database)
+        except DatabaseError as error:
+            warnings.warn(f"intervals are as they were: {error}", stacklevel=3)
+
+    def sql(self, text: str, *parameters: Any) -> pd.DataFrame:
+        """Return the rows of a query; tables and views are described in db/README.md. Raises `QueryError`."""
+        import pandas as pd
+
+        with self.database.read() as connection:
+            columns, rows = queries.query(connection, text, parameters)
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def studies(self) -> list[str]:
+        """The names of the recorded studies."""
+        with self.database.read() as connection:
+            return [row[0] for row in queries.studies(connection)[1]]
+
+    def answer(self, study: str | None = None) -> pd.DataFrame:
+        """Return one row a recipe and D: limit and best loss trained (nats/token), their worth (ratios), 90% intervals."""
+        return self.sql(ROWS, self._one(study))
+
+    def said(self, study: str | None = None) -> str:
+        """Return the answer in sentences, and what is in doubt."""
+        name = self._one(study)
+        with self.database.read() as connection:
+            question, answers, doubts = answer_text(connection, name, *answer_rows(connection, name))
+        return "\n".join([question, *answers, "", *doubts])
+
+    def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.HConcatChart:
+        """Return loss against parameters, one panel a budget, with laws and limits."""
+        from dataeff.reports.charts import limits_chart
+        from dataeff.reports.frames import study_limits
+
+        name = self._one(study)
+        with self.database.read() as connection:
+            found = study_limits(connection, name)
+        return limits_chart(**found, dark=dark)
+
+    def _one(self, study: str | None) -> str:
+        names = self.studies
+        if study is None and len(names) != 1:
+            raise NotFoundError(f"name a study: {', '.join(names) or 'this database has none yet'}")
+        name = study or names[0]
+        with self.database.read() as connection:
+            queries.require_study(connection, name)
+        return name
