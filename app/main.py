@@ -9,8 +9,6 @@ from __future__ import annotations
 import page
 import streamlit as st
 
-from dataeff.errors import DataeffError
-
 st.set_page_config(page_title="dataeff", layout="wide")
 shown = st.navigation(
     [
@@ -23,8 +21,6 @@ shown = st.navigation(
         st.Page("sql.py", title="SQL"),
     ]
 )
-try:
+with page.told():
     shown.run()
-except DataeffError as error:
-    st.error(str(error))
 page.say_how_old()

@@ -7,7 +7,8 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import altair as alt
 import streamlit as st
 
-from dataeff.errors import DatabaseError
+from dataeff.errors import DatabaseError, DataeffError
 from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
@@ -65,6 +66,15 @@ def choose_study() -> str:
                 "`dataeff import laptop`")  # fmt: skip
         st.stop()
     return st.sidebar.selectbox("Study", names, key="study", bind="query-params", persist_state="session")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show what goes wrong with the database in place of what could not be shown."""
+    try:
+        yield
+    except DataeffError as error:
+        st.error(str(error))
 
 
 def renew(study: str) -> None:

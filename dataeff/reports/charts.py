@@ -47,7 +47,7 @@ def limits_chart(
     sizes = [record["parameters_total"] for record in (*points, *laws, *curves)] or [1, 10]
     across = alt.Scale(type="log", domain=[min(sizes) * 0.8, max(sizes) * 1.25], nice=False)
     budgets = sorted({record["seed_tokens"] for record in points})
-    panels = []
+    width, panels = max(150, min(230, 760 // max(1, len(budgets)))), []
     for place, seed_tokens in enumerate(budgets):
 
         def of_budget(records: Records, seed_tokens: int = seed_tokens) -> alt.Data:
@@ -58,7 +58,7 @@ def limits_chart(
         y = alt.Y("val_loss:Q", scale=scale, axis=y_axis)
         tooltip = ["recipe:N", "size:N", "members:Q", "state:N", alt.Tooltip("val_loss:Q", format=".4f")]
         scaled = [r for r in worth if low - margin <= r["val_loss"] <= high + margin]
-        at_right = alt.Chart(of_budget(scaled)).encode(x=alt.value(230), y=alt.Y("val_loss:Q", scale=scale, axis=y_axis))
+        at_right = alt.Chart(of_budget(scaled)).encode(x=alt.value(width), y=alt.Y("val_loss:Q", scale=scale, axis=y_axis))
         panels.append(
             alt.layer(
                 at_right.mark_tick(width=6, thickness=1, orient="horizontal", color=faint(dark)),
@@ -82,7 +82,7 @@ def limits_chart(
                     fill=alt.condition("datum.state === 'certified'", colour, alt.value(page_colour(dark))),
                     tooltip=tooltip,
                 ),
-            ).properties(width=230, height=300, title=f"D = {seed_tokens:,} tokens")
+            ).properties(width=width, height=300, title=f"D = {seed_tokens:,} tokens")
         )
     note = [
         "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, seed noise.",

@@ -53,9 +53,13 @@ class Tab:
         self.address, self.complaints = address, []
         self.page = chromium.new_page(viewport={"width": 1400, "height": 1400}, color_scheme=scheme)
         self.page.set_default_timeout(60_000)
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("requestfailed", lambda request: self.complaints.append(f"{request.url} failed"))
+
+    def _hear(self, said) -> None:
+        if said.type == "error" and "/_stcore/" not in said.location["url"]:  # Streamlit looks for itself below a page's address
+            self.complaints.append(said.text)
 
     def open(self, path: str = "") -> Tab:
         self.complaints.clear()  # what the page before it was still loading was given up

@@ -1,0 +1,187 @@
+"""The Study page, in a browser: what it says is what SQL says, of studies that ended, failed or are under way."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from dataeff.errors import InputError
+from dataeff.records.store import Database
+from dataeff.reports.progress import study_cells, time_left, under_way
+from dataeff.reports.search import cell_search, search_chart
+from tests.conftest import start_study, write_tiny_study
+
+COUNTS = """SELECT count_if(state = 'certified'), count_if(state = 'boundary'), count_if(state = 'open' AND run_id IS NOT NULL),
+    count_if(run_id IS NULL) FROM certificate"""
+OPEN = "laptop/joint/16384/width128"
+
+
+def metrics(shown) -> dict[str, int]:
+    texts = shown.page.locator("[data-testid=stMetric]").all_inner_texts()
+    return {name: int(value.replace(",", "")) for name, value in (re.split("\n+", text) for text in texts)}
+
+
+def labels(shown) -> list[str]:
+    return sorted(shown.page.locator("svg.marks .mark-text.role-mark text").all_text_contents())
+
+
+def test_counts_certificate_and_marks_are_those_of_sql(tab, finished):
+    cell = "tiny/regularized/2048/b"
+    with Database(finished / "dataeff.duckdb").read() as connection:
+        states = connection.execute(COUNTS).fetchone()
+        (recorded,) = connection.execute("SELECT count(DISTINCT run_id) FROM trial JOIN run USING (run_id)").fetchone()
+        numbers = connection.execute("SELECT number FROM trial WHERE cell_id = $1 AND role = 'search'", [cell]).fetchall()
+        (reason,) = connection.execute("SELECT reason FROM certificate WHERE cell_id = $1", [cell]).fetchone()
+    shown = tab(finished / "dataeff.duckdb").open(f"study?cell={cell}")
+    found = metrics(shown)
+    assert tuple(found[state] for state in ("certified", "boundary", "open", "nothing yet")) == states
+    assert (found["runs recorded"], found["under way"]) == (recorded, 0)
+    assert "20 of 20 searches have ended." in shown.text
+    assert "regularized, D = 2,048 tokens, b" in shown.text
+    assert reason in shown.text
+    assert labels(shown) == sorted(str(number) for (number,) in numbers)
+
+
+def test_the_url_of_an_open_cell_marks_what_its_certificate_lacks(tab, laptop):
+    with Database(laptop).read() as connection:
+        (missing,) = connection.execute("SELECT neighbours_missing FROM certificate WHERE cell_id = $1", [OPEN]).fetchone()
+    shown = tab(laptop, "dark").open(f"study?recipe=joint&state=open&cell={OPEN}")
+    assert "limit in K of 4 members at the points of the grid" in shown.page.locator("svg.marks").text_content()
+    assert labels(shown).count("?") == missing == 2
+    assert "Its search has not ended." in shown.text
+
+
+def test_a_chosen_row_is_in_the_url_and_leads_to_its_best_run(tab, laptop):
+    with Database(laptop).read() as connection:
+        by = "ORDER BY seed_tokens, parameters_total"
+        rows = connection.execute(f"SELECT cell_id, run_id FROM best_run WHERE recipe = 'regularized' {by}").fetchall()
+    shown = tab(laptop).open("study?recipe=regularized")
+    table = shown.page.locator("[data-testid=stDataFrame]:visible").first.bounding_box()
+    shown.page.mouse.click(table["x"] + 15, table["y"] + 18 + 35 * 3)
+    cell, run = rows[2]
+    shown.page.wait_for_url(re.compile("cell=" + cell.replace("/", "%2F")))
+    shown.look().page.get_by_text(f"Best run {run[:8]}").click()
+    shown.page.wait_for_url(re.compile(f"runs.*run={run}"))
+    shown.look()
+
+
+def test_an_ensemble_leads_to_the_search_it_follows(tab, laptop):
+    shown = tab(laptop).open("study?cell=laptop/ensemble/4096/width16")
+    assert shown.charts == 0
+    shown.page.get_by_text("The search it follows: regularized/4096/width16").click()
+    shown.page.wait_for_selector("svg.marks")
+    assert "regularized, D = 4,096 tokens, width16" in shown.look().text
+
+
+def test_without_a_database_the_page_says_what_to_run(tab, empty):
+    assert "dataeff run quickstart" in tab(empty).open("study").text
+
+
+@pytest.fixture(scope="session")
+def failed(finished, tmp_path_factory):
+    """A copy of a database, without its run folders, in which attempts failed, were killed, or were never heard of again."""
+    path = tmp_path_factory.mktemp("failed") / "failed.duckdb"
+    shutil.copy(finished / "dataeff.duckdb", path)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    with Database(path).write() as connection:
+        connection.execute(
+            """INSERT INTO attempt BY NAME SELECT unnest([
+                {run_id: 'a1', number: 1, outcome: 'out_of_memory', reason: 'CUDA out of memory', host: 'far', pid: 1},
+                {run_id: 'a1', number: 2, outcome: 'failed', reason: 'the disk is full', host: 'far', pid: 2},
+                {run_id: 'b2', number: 1, outcome: 'running', reason: NULL, host: $here, pid: $gone},
+                {run_id: 'c3', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 3},
+                {run_id: 'd4', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 4},
+                {run_id: 'd4', number: 2, outcome: 'killed', reason: 'signal 9', host: 'far', pid: 5}], max_depth := 2),
+                now() - INTERVAL 2 DAY AS started_at, 'cpu' AS device""".replace("pid", "process_id"),
+            {"here": socket.gethostname(), "gone": child.pid},
+        )
+        connection.execute("UPDATE cell SET search_ended_at = NULL WHERE recipe = 'standard' AND size = 'c'")
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))  # nobody has written it for an hour
+    return path
+
+
+def test_attempts_that_nobody_saw_end_are_told_from_those_under_way(failed):
+    with Database(failed).read() as connection:
+        found = {attempt["id"]: attempt for attempt in under_way(connection, "tiny")}
+    assert {run_id: (attempt["alive"], attempt["live"]) for run_id, attempt in found.items()} == {
+        "b2": (False, False),
+        "c3": (None, False),
+    }
+    assert found["b2"]["sign"].startswith("killed: its process is gone")
+    assert found["c3"]["sign"].startswith("on another machine; last sign")
+
+
+def test_failures_are_counted_by_how_they_ended(tab, failed):
+    shown = tab(failed).open("study")
+    assert "1 failed, 1 out of memory, 2 killed; 2 of their runs have no result yet" in shown.text
+    assert "nothing is under way: reload to look again" in shown.text
+    assert "Attempts that nobody saw end" in shown.text
+    assert metrics(shown)["under way"] == 0
+    assert "18 of 20 searches have ended. Left: some" in shown.text
+
+
+def test_the_page_follows_a_study_while_it_runs(tab, tmp_path):
+    write_tiny_study(tmp_path)
+    study = start_study(tmp_path)
+    try:
+        database = tmp_path / "dataeff.duckdb"
+        shown = tab(database)
+        shown.page.goto(f"{shown.address}/study")
+        while not database.exists() or "searches have ended" not in shown.page.inner_text("body"):
+            assert study.poll() is None
+            shown.page.wait_for_timeout(500)
+            shown.page.reload()
+            shown.look()
+        assert "and every 5 s" in shown.text
+        before = metrics(shown)["runs recorded"]
+        study.wait()
+        shown.page.get_by_text("20 of 20 searches have ended.").wait_for()  # by itself
+        assert metrics(shown)["runs recorded"] > before
+        shown.look()
+    finally:
+        if study.poll() is None:
+            study.send_signal(signal.SIGKILL)
+            study.wait()
+
+
+def test_missing_neighbours_are_one_step_from_the_optimum_and_were_not_run(laptop):
+    with Database(laptop).read() as connection:
+        points, runs = cell_search(connection, OPEN)
+    # run: weight decay 0.2 to 6.4 at 32 epochs, and (1.6, 16); the best of them is (0.8, 32)
+    assert {(p["x"], p["y"]) for p in points if p["state"] == "missing"} == {(0.8, 16), (0.8, 64)}
+    assert [(p["x"], p["y"]) for p in points if p["is_best"]] == [(0.8, 32)]
+    assert len(points) == 9 * 8
+    assert {run["number"] for run in runs if run["role"] == "search"} == {p["number"] for p in points if p["state"] == "run"}
+
+
+def test_every_missing_neighbour_of_every_cell_is_marked(laptop):
+    with Database(laptop).read() as connection:
+        for cell in study_cells(connection, "laptop")[::30]:
+            points, _ = cell_search(connection, cell["cell_id"])
+            assert sum(p["state"] == "missing" for p in points) == cell["neighbours_missing"]
+            assert [p["val_loss"] for p in points if p["is_best"]] == [pytest.approx(cell["best_loss"])]
+
+
+def test_a_search_of_one_axis_is_a_line_and_of_none_an_error(finished, tmp_path):
+    path = tmp_path / "one.duckdb"
+    shutil.copy(finished / "dataeff.duckdb", path)
+    with Database(path).write() as connection:  # what is left of a search when all but one axis is fixed
+        connection.execute("""UPDATE cell SET axes = '{"lr": [0.003, 0.01, 0.03]}', shape = [3]
+            WHERE cell_id = 'tiny/standard/1024/a'""")
+        connection.execute("DELETE FROM trial WHERE cell_id = 'tiny/standard/1024/a' AND (role <> 'search' OR number > 1)")
+        connection.execute("UPDATE trial SET coordinates = [number] WHERE cell_id = 'tiny/standard/1024/a'")
+        cells = {cell["cell_id"]: cell for cell in study_cells(connection, "tiny")}
+        points, _ = cell_search(connection, "tiny/standard/1024/a")
+        assert time_left(connection, "tiny")["searches"] == 0
+    chart = search_chart(cells["tiny/standard/1024/a"], points).to_dict()
+    assert [point["x"] for point in points] == [0.003, 0.01, 0.03]
+    assert chart["concat"][0]["layer"][0]["mark"]["type"] == "line"
+    with pytest.raises(InputError, match="nothing is tuned in cell tiny/ensemble/1024/a"):
+        search_chart(cells["tiny/ensemble/1024/a"], [])
