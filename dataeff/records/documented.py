@@ -1,0 +1,69 @@
+"""What db/README.md says of the database, for who reads it elsewhere: what columns mean, and questions to ask in SQL.
+
+The file is for people; its shape is fixed by tests: a heading for each table and view, a row for each column, one block of SQL
+under "Questions" in which a comment line is a title.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+import duckdb
+
+from dataeff.records.queries import query
+from dataeff.records.store import database_folder
+
+
+class Question(NamedTuple):
+    """A question in SQL. `chart` is what to draw of its answer, as the SQL page has it in its address; "" for none."""
+
+    title: str
+    chart: str
+    text: str
+
+
+@cache
+def _readme() -> str:
+    return (database_folder() / "README.md").read_text(encoding="utf-8")
+
+
+@cache
+def meanings() -> dict[tuple[str, str], str]:
+    """Return what a column means, by (table or view, column)."""
+    found: dict[tuple[str, str], str] = {}
+    for section in re.split(r"^##+ ", _readme(), flags=re.MULTILINE):
+        name = section.split("\n", 1)[0].strip("` ")
+        for columns, meaning in re.findall(r"^\| (`.+?) \| (.+) \|$", section, flags=re.MULTILINE):
+            found |= {(name, column): meaning.replace("`", "") for column in re.findall(r"`(.+?)`", columns)}
+    return found
+
+
+@cache
+def units() -> dict[str, str]:
+    """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
+    found: dict[str, str] = {}
+    for (_, column), meaning in meanings().items():
+        if unit := re.search(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)", meaning):
+            found.setdefault(column, unit[1])
+    return found
+
+
+@cache
+def questions() -> list[Question]:
+    """Return the questions that come along, in order."""
+    block = re.search(r"^## Questions$.+?```sql\n(.+?)```", _readme(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)
+    return [Question(title, chart, text.strip().removesuffix(";")) for title, chart, text in found]
+
+
+def columns(connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return (columns, rows): one row a column of a table or view, views first, with its type and what it means."""
+    names, rows = query(
+        connection,
+        """SELECT table_name AS 'table or view', column_name AS column, data_type AS type
+        FROM information_schema.columns JOIN information_schema.tables USING (table_catalog, table_schema, table_name)
+        WHERE table_schema = 'main' ORDER BY table_type = 'BASE TABLE', table_name, ordinal_position""",
+    )
+    return [*names, "meaning"], [(*row, meanings().get(row[:2], "")) for row in rows]
