@@ -35,6 +35,11 @@ def read(ask: Callable[..., Found], *parameters: Any) -> Found:
     return _read(_written(), ask, parameters)
 
 
+def ask(ask: Callable[..., Found], *parameters: Any) -> Found:
+    """Return ask(path of the database, *parameters), cached like `read`, for what opens the file by itself."""
+    return _ask(_written(), ask, (database.path, *parameters))
+
+
 def _written() -> float:
     files = (database.path, database.path.with_name(database.path.name + ".wal"))
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
@@ -42,6 +47,11 @@ def _written() -> float:
 
 def _name_of(ask: Callable[..., Any]) -> str:
     return f"{ask.__module__}.{ask.__qualname__}"
+
+
+@st.cache_data(max_entries=200, show_spinner="Asking the database", hash_funcs={FunctionType: _name_of})
+def _ask(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
+    return ask(*parameters)
 
 
 @st.cache_data(max_entries=200, show_spinner="Asking the database", hash_funcs={FunctionType: _name_of})
