@@ -586,6 +586,7 @@ def serve(
         f"--server.port={port}",
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",
+        "--theme.primaryColor=#0072B2",
     ]
     environment = {**os.environ, "DATAEFF_DATABASE": str(database.resolve())}
     os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(page), *options], environment)

@@ -40,7 +40,7 @@ def test_a_known_law_is_found_in_csv_and_in_parquet_and_groups_are_fitted_apart(
 
 
 def test_a_query_on_the_database_is_a_table_too(finished, tmp_path):
-    query = "from best_run where recipe = 'standard'"
+    query = "from best_run where recipe = 'standard' order by seed_tokens"
     arguments = ("--x", "parameters_total", "--y", "val_loss", "-g", "seed_tokens", "--json")
     rows = json.loads(fit(query, *arguments, cwd=finished))
     assert [row["seed_tokens"] for row in rows] == [1024, 2048]

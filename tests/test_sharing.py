@@ -8,11 +8,13 @@ import threading
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from tests.conftest import dataeff, start_study, write_tiny_study
 from tests.test_durability import recorded, wait_for
 
 
+@pytest.mark.slow
 def test_eight_readers_beside_a_running_study_get_no_error(finished, tmp_path):
     write_tiny_study(tmp_path)
     study = start_study(tmp_path, stderr=subprocess.PIPE)

@@ -199,7 +199,7 @@ def test_three_points_leave_nothing_to_test_the_law_with():
         ([1, 2, 2, 3], [4, 3, 3, 2], r"row 1: \(2, 3\), row 2: \(2, 3\): x must differ"),
         ([1, 2, 3], [4, 3, -2], r"row 2: \(3, -2\): y is a loss"),
         ([1, 2], [4, 3], "2 points: a law with three parameters needs at least 3"),
-        ([1], [4], "1 points"),
+        ([1], [4], "1 point: a law"),
         ([], [], "0 points"),
         ([1, 2, 3], [4, 3], r"x has shape \(3,\) and y \(2,\)"),
         ([1, 2, 3], ["4", "three", 2], r"y, row 0: '4' is no number, y, row 1: 'three' is no number"),
