@@ -1,5 +1,74 @@
+"""The Ensembles page: the loss of K members and its limit, members against their average, and where on the grid each is best."""
+
+from __future__ import annotations
+
 import page
 import streamlit as st
+from choices import choose
+
+from dataeff.reports import ensembles as reports
+
+SUGGESTION = """[recipes.joint]
+base = "regularized"     # a recipe of the study; the search starts near its optimum
+tune = ["weight_decay", "epochs"]
+change = { epochs = "x 2", weight_decay = "x 0.5" }
+objective = "K"          # tune for the limit of the members, not for one run
+members = 4
+limit = "K then N\""""
+
+
+def grids(study: str, seed_tokens: int) -> None:
+    """Show, of a cell tuned for the limit in K, the loss of one model and the limit at every grid point."""
+    st.subheader("Where one model is best, and where ensembles are")
+    cells = {cell["cell_id"].split("/", 1)[1]: cell for cell in page.read(reports.tuned_cells, study, seed_tokens)}
+    if not cells:
+        st.info(f'No recipe of {study} was tuned for the limit in K at D = {seed_tokens:,} tokens. One with objective = "K" is:')
+        st.code(SUGGESTION, "toml")
+        return
+    with st.container(horizontal=True):
+        cell = cells[choose("Cell", list(cells), "cell", width=320)]
+        points = page.read(reports.cell_grid, cell["cell_id"])
+        held = list(dict.fromkeys(point["held"] for point in points))
+        at = choose("At", held, "at", width=320) if held != [""] else ""
+    shown = [point for point in points if point["held"] == at]
+    where = f"{cell['recipe']}, D = {seed_tokens:,} tokens, {cell['size']}"
+    title = f"{where}, {cell['members']} members, {cell['averaging']} averaged; {at}"
+    page.show_chart(reports.grid_chart(shown, title, page.dark()), f"{study} grids", shown)
+
 
 study = page.choose_study()
-st.title("ensembles")
+choices = page.read(reports.ensemble_choices, study)
+if choices["recipes"] is None:
+    st.info(f"No ensemble is recorded in {study}. A recipe with `members` makes them; tuned for their limit with `objective`:")
+    st.code(SUGGESTION, "toml")
+    st.stop()
+with st.sidebar:
+    chosen = st.multiselect("Recipe", choices["recipes"], key="recipe", bind="query-params")
+    seed_tokens = choose("D (tokens)", choices["seed_tokens"], "D")
+    sizes = st.multiselect("Size", choices["sizes"], key="size", bind="query-params")
+    averaging = choose("What is averaged", choices["averagings"], "averaging")
+
+found = page.read(reports.study_ensembles, study, seed_tokens, averaging, tuple(chosen), tuple(sizes))
+points, curves, laws, recipes = (found[name] for name in ("points", "curves", "laws", "recipes"))
+best = [point for point in points if point["is_best"]]
+if best:
+    st.subheader(f"What members are worth at D = {seed_tokens:,} tokens, {averaging} averaged")
+    page.show_chart(reports.members_chart(points, curves, laws, recipes, page.dark()), f"{study} members", curves)
+    shown = {"recipe": "recipe", "size": "size", "members": "K", "single": "one member", "val_loss": "K members",
+             "limit_loss": "limit in K", "e_low": "90% from", "e_high": "to", "alpha": "exponent", "rmse": "rmse"}  # fmt: skip
+    rows = [[*(point[name] for name in shown), point["reason"] or point["interval_reason"]] for point in best]
+    forms = {name: "%.1e" if name == "rmse" else "%.4f" for name in list(shown.values())[3:10]}
+    losses = {name: st.column_config.NumberColumn(format=form) for name, form in forms.items()}
+    page.show_table(
+        [*shown.values(), "no limit or interval because"], rows, f"{study} ensembles", height="content", column_config=losses
+    )
+    st.caption("Losses in nats/token. The limit's interval is that of the jackknife over members.")
+if points:
+    page.show_chart(reports.average_chart(points, recipes, page.dark()), f"{study} average", points)
+else:
+    st.info("No ensemble is recorded under these choices.")
+gone = sum(point["val_loss"] is None for point in points)
+said = [f"{gone} ensembles are not drawn: the loss of their members is not finite."] if gone else []
+said += ["Cells that ask for an ensemble and have none:"] if found["missing"] else []
+page.show_sentences([*said, *(f"  {lack['recipe']}, {lack['size']}: {lack['reason']}" for lack in found["missing"])])
+grids(study, seed_tokens)

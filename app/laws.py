@@ -1,5 +1,73 @@
+"""The Laws page: any law of a study, its fit and limit, and what tests it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
 import page
 import streamlit as st
+from choices import choose
+
+from dataeff.reports import laws as reports
+
+
+def choose_law(study: str) -> dict[str, Any]:
+    """Return the law chosen, one of `law_choices`; ends the page where there is none."""
+    left = page.read(reports.law_choices, study)
+    if not left:
+        st.info(f"{study} has no law: it has no cells, or none of them has finished.")
+        st.stop()
+    labels = {"recipe": "Recipe", "seed_tokens": "D (tokens)", "size": "Size", "averaging": "What is averaged"}
+    keys = {"recipe": "recipe", "seed_tokens": "D", "size": "size", "averaging": "averaging"}
+    there = list(dict.fromkeys(law["over"] for law in left))
+    help_ = "N: parameters, D fixed. K: members of an ensemble. D: seed tokens."
+    lacking = {"N": "no recipe takes its limit in N", "K": "no ensemble is recorded"}
+    if said := [f"No law over {name}: {why}." for name, why in lacking.items() if name not in there]:
+        st.sidebar.caption(" ".join(said))
+    with st.sidebar:
+        over = choose("Law over", there, "over", st.segmented_control, default=there[0], required=True, help=help_)
+    left = [law for law in left if law["over"] == over]
+    for name, label in labels.items():
+        if values := [value for value in dict.fromkeys(law[name] for law in left) if value is not None]:
+            with st.sidebar:
+                value = choose(label, values, keys[name])
+            left = [law for law in left if law[name] == value]
+    return left[0]
+
 
 study = page.choose_study()
-st.title("laws")
+page.renew(study)
+chosen = choose_law(study)
+law = page.read(reports.study_law, study, *(chosen[name] for name in ("over", "recipe", "seed_tokens", "size", "averaging")))
+over, name = chosen["over"], " ".join(str(value) for value in chosen.values() if value not in (None, 0))
+where = [f"D = {chosen['seed_tokens']:,} tokens"] if chosen["seed_tokens"] else []
+where += [chosen["size"], f"{chosen['averaging']} averaged"] if chosen["size"] else []
+st.subheader(", ".join([f"{chosen['recipe']} over {over}", *where]))
+left, right = st.columns([5, 4])
+with left:
+    if law["points"]:
+        page.show_chart(reports.law_chart(law, page.dark()), f"{study} law {name}", law["points"])
+with right:
+    if law["fit"]:
+        page.show_chart(reports.profile_chart(law, page.dark()), f"{study} profile {name}", law["profile"]["points"])
+page.show_sentences(reports.law_text(law))
+if law["fit"]:
+    st.markdown("**Rival forms, on the same points**")
+    rows = [list(rival.values()) for rival in law["rivals"]]
+    forms = {"limit": "%.4f", "held-out error": "%.5f", "AICc": "%.1f", "rmse": "%.5f"}
+    page.show_table(
+        ["form", "L(x)", "limit", "held-out error", "AICc", "rmse", "doubts"], rows, f"{study} rivals {name}", height="content",
+        column_config={"doubts": st.column_config.Column(width="large"),
+                       **{column: st.column_config.NumberColumn(format=form) for column, form in forms.items()}})  # fmt: skip
+    st.caption(
+        "Limit, held-out error (root mean square, each point left out in turn) and rmse in nats/token; the least AICc is best."
+    )
+if law["stored"]:
+    st.markdown("**The recorded fit**" + (" of the recipe's limit at this D, over its sizes" if over == "K" else ""))
+    page.show_table(*reports.stored_table(law["stored"]), f"{study} fit {name}", height="content", width=760)
+else:
+    st.caption("No fit is recorded yet; `dataeff answer` of the study does it.")
+if law["run_ids"]:
+    with st.expander(f"{len(law['run_ids'])} runs" + (", its members" if over == "K" else "")):
+        st.markdown("  \n".join(f"[{run_id}](runs?study={quote(study)}&run={run_id})" for run_id in law["run_ids"]))

@@ -67,9 +67,10 @@ def renew_fits(database: Database, study: str | None = None, timeout: float = 30
 
 def stale_evidence(connection: duckdb.DuckDBPyConnection, study: str | None = None) -> list[Evidence]:
     """Return the evidence of each study, or of the one named, of which a recipe was never fitted or has other runs since."""
-    found = []
-    for name, baseline in connection.execute(STALE, [study]).fetchall():
-        hashes = dict(connection.execute("SELECT recipe, evidence FROM evidence WHERE study = $1", [name]).fetchall())
+    found, stale = [], connection.execute(STALE, [study]).fetchall()
+    for name, baseline in stale:
+        text = "SELECT recipe, evidence FROM evidence WHERE study = $1 ORDER BY recipe"  # their order decides who draws what
+        hashes = dict(connection.execute(text, [name]).fetchall())
         runs = {(recipe, tokens): ids for recipe, tokens, ids in connection.execute(RUNS, [name]).fetchall()}
         found.append(Evidence(name, baseline, records(connection, CELLS, [name]), runs, hashes))
     return found
@@ -122,7 +123,7 @@ def _said(found: Quantity, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what the row of a quantity says of its value, interval and law."""
     low, high = found.interval()
     fitted, method = found.fitted, METHOD
-    if low is None and high is None:
+    if low is None and high is None and found.draws is None:
         lacking = [cell["interval_reason"] for cell in cells if cell["interval_reason"] and cell["limit_loss"] is not None]
         method = lacking[0] if lacking else "the baseline's losses have no standard error"
     law = {name: getattr(fitted.law, name) if fitted else None for name in ("a", "alpha", "e")}
@@ -133,10 +134,10 @@ def _said(found: Quantity, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "method": "there is nothing to bracket" if found.value is None else method,
         "resamples": 0 if found.draws is None else len(found.draws),
         "undefined": found.undefined,
-        "points": fitted.points if fitted else sum(cell["limit_loss"] is not None for cell in cells),
+        "points": fitted.points if fitted else 0,
         **law,
         "objective": fitted.objective if fitted else None,
         "condition": fitted.condition if fitted and math.isfinite(fitted.condition) else None,
         "certified": fitted.certified if fitted else None,
-        "warnings": list(fitted.warnings) if fitted else [],
+        "warnings": [*(fitted.warnings if fitted else ()), *(["misfit"] if found.misfit > 1 else [])],
     }

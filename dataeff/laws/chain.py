@@ -6,6 +6,7 @@ was done to the measured ones: the law over N or the best cell, the law over D, 
 the recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
 percentiles of the resamples; benchmarks/laws.py measures that they cover.
 
+Where a law's residuals are too large for the noise, the form is wrong by as much, and the noise is scaled up to them.
 What a resample does not do: choose another optimum, another best size, or another form of the law. Recipes are drawn apart,
 also where they share runs; the baseline's draws are the same in its law and in its own ratio.
 """
@@ -16,12 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from dataeff.laws.efficiency import tokens_by_interpolation, tokens_by_law
 from dataeff.laws.fit import Array, Fit, Refits, fit, refit
 from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
 
 LEVEL = 0.9
+MISFIT = 0.01  # residuals that noise alone would exceed more seldom than this are the form's; the noise is then scaled up to them
 ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
 BY_LAW, BETWEEN, TRAINED = "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
 Key = tuple[str, float | None, str]  # recipe, D in tokens (None: a law over D), quantity
@@ -46,7 +49,8 @@ class Budget:
 class Quantity:
     """A value of the chain, None where there is none, with its resamples, (resamples,); for a law also the fit and the refits.
 
-    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite.
+    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite. `misfit`: how many
+    times the noise of the law's points was taken, 1 unless its residuals are too large for that noise (`MISFIT`).
     """
 
     value: float | None = None
@@ -54,6 +58,7 @@ class Quantity:
     undefined: int = 0
     fitted: Fit | None = None
     refits: Refits | None = None
+    misfit: float = 1.0
 
     def interval(self) -> tuple[float | None, float | None]:
         """Return the ends of the 90% interval, None on a side where there is none."""
@@ -126,10 +131,22 @@ def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
     fitted = fit(PowerLaw, x, losses)
     if draws is None:
         return Quantity(fitted.limit, fitted=fitted)
-    again = refit(PowerLaw, x, draws)
+    misfit = _misfit(fitted, draws)
+    again = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0))
     a, alpha, e = (again.parameters[name] for name in ("a", "alpha", "e"))
     bound = (alpha <= ALPHA_BOUNDS[0] * 1.00001) | (alpha >= ALPHA_BOUNDS[1] * 0.99999)
-    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, again)
+    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, again, misfit)
+
+
+def _misfit(fitted: Fit, draws: Array) -> float:
+    """Return sqrt(chi-square / freedom) of the residuals where it is too large to be noise, else 1: the scale factor of the
+    Particle Data Group (Review of Particle Physics, introduction, section 5.2.2).
+    """
+    spare, sd = fitted.points - fitted.parameters, draws.std(axis=0)
+    if spare < 1 or not (sd > 0).all():
+        return 1.0
+    square = float(np.sum((fitted.residuals / sd) ** 2))
+    return float(np.sqrt(square / spare)) if stats.chi2.sf(square, spare) < MISFIT else 1.0
 
 
 def _by_law(law: Quantity, limit: Quantity, tokens: float) -> Quantity:

@@ -441,7 +441,8 @@ def checked(form, x, y, weights, left_out) -> tuple[Array, Array, Array, dict[in
             raise InputError(f"{named}: {rule}")
     if used.sum() < least:
         count = {2: "two", 3: "three"}.get(least, least)
-        raise InputError(f"{used.sum()} point{'s' * bool(used.sum() != 1)}: a law with {count} parameters needs at least {least}; add sizes or budgets")
+        points = f"{used.sum()} point{'s' * bool(used.sum() != 1)}"
+        raise InputError(f"{points}: a law with {count} parameters needs at least {least}; add sizes or budgets")
     return x[..., used], y[used], w[used], dict(left_out)
 
 

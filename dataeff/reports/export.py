@@ -19,10 +19,10 @@ import duckdb
 
 import dataeff
 from dataeff.errors import InputError, nearest
-from dataeff.records.queries import query, records, require_study
-from dataeff.reports.answer import ROWS, answer_rows, answer_table, answer_text
+from dataeff.records.queries import query, records
+from dataeff.reports.answer import ROWS, answer_table
 from dataeff.reports.charts import chart_bytes, limits_chart
-from dataeff.reports.frames import CURVES, LAWS, LIMITS, POINTS, WORTH, study_limits
+from dataeff.reports.frames import CURVES, LAWS, LIMITS, POINTS, WORTH, study_answer
 
 UNCERTAIN = """
 SELECT recipe, seed_tokens, size, state, best_run.val_loss, margin, certificate.reason
@@ -31,7 +31,8 @@ WHERE study = $1 AND state <> 'certified' ORDER BY recipe, seed_tokens, certific
 """
 
 FITS = """
-SELECT recipe, seed_tokens, quantity, value, low, high, points, undefined, resamples, len(run_ids) AS runs, stale, method, warnings
+SELECT recipe, seed_tokens, quantity, value, low, high, points, undefined, resamples, len(run_ids) AS runs, stale, method,
+    warnings
 FROM fit_state WHERE study = $1 AND value IS NOT NULL ORDER BY recipe, quantity, seed_tokens
 """
 
@@ -100,10 +101,9 @@ class Report:
 
 def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
     """Return the report of a recorded study. Raises `NotFoundError` with the nearest name."""
-    require_study(connection, study)
+    found = study_answer(connection, study)
     (text,) = connection.execute("SELECT text FROM study WHERE name = $1", [study]).fetchone()
-    columns, rows = answer_rows(connection, study)
-    title, answers, doubts = answer_text(connection, study, columns, rows)
+    title, answers, doubts = found["text"]
     (versions,) = records(connection, VERSIONS, [study])
     said = [f"{name.replace('_', ' ')}: {value}" for name, value in versions.items() if value is not None]
     return Report(
@@ -111,9 +111,9 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
         title,
         [
             Text("Answer", answers),
-            Figure("limits", "Loss against size at each budget", limits_chart(**study_limits(connection, study)),
+            Figure("limits", "Loss against size at each budget", limits_chart(**found["limits"]),
                    [POINTS, LAWS, CURVES, LIMITS, WORTH]),
-            Table("What each recipe reaches, and what that is worth", *answer_table(columns, rows), ROWS),
+            Table("What each recipe reaches, and what that is worth", *answer_table(*found["table"]), ROWS),
             Text("What is in doubt", doubts),
             Table("Optima that are not certified", *query(connection, UNCERTAIN, [study]), UNCERTAIN, "All are certified."),
             Table("Fits", *query(connection, FITS, [study]), FITS, "Nothing was fitted.", folded=True),
@@ -131,7 +131,7 @@ def require_report_form(form: str) -> None:
 
 
 def write_report(report: Report, path: Path, form: str) -> list[Path]:
-    """Write a report as `form` "html" or "md" (charts beside it, as PNG) and return the files. Raises `InputError` for another."""
+    """Write a report as `form` "html" or "md" (charts beside it, as PNG); return the files. Raises `InputError` for another."""
     require_report_form(form)
     if form == "html":
         path.write_text(_html(report), encoding="utf-8")

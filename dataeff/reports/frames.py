@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dataeff.records.queries import records
+from dataeff.records.queries import hold_views, records
+from dataeff.reports.answer import answer_rows, answer_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,6 +58,15 @@ WHERE study = $1 AND a > 0 ORDER BY ALL
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     """Return the study's recipes, in the order of its declaration."""
     return connection.execute("SELECT json_keys(spec, '$.recipes') FROM study WHERE name = $1", [study]).fetchone()[0]
+
+
+def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
+    """Return all that a study's answer is shown with: `table`, the columns and rows of `answer_rows`; `text`, what `answer_text`
+    says; `limits`, the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded.
+    """
+    hold_views(connection)
+    table = answer_rows(connection, study)
+    return {"table": table, "text": answer_text(connection, study, *table), "limits": study_limits(connection, study)}
 
 
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:

@@ -60,6 +60,19 @@ def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies
     assert np.all(np.abs(np.mean(hits, axis=0) - 0.9) < 0.05 + 2 * 0.03), np.mean(hits, axis=0)
 
 
+def test_residuals_beyond_the_noise_widen_the_interval_to_what_they_are():
+    losses = PowerLaw(0.05, 1.02, 3.4)(SIZES) + np.array([0, 0.02, -0.02, 0.01])
+    key = ("bent", BUDGETS[0], "asymptote")
+
+    def found(error: float):
+        return chain({"bent": [budget(BUDGETS[0], losses, True, error)]}, "bent")[key]
+
+    assert found(1e-4).misfit * 1e-4 == pytest.approx(float(np.sqrt(found(1e-4).fitted.objective)), rel=0.05)
+    assert found(0.02).misfit == 1
+    narrow, wide = (np.subtract(*found(error).interval()[::-1]) for error in (1e-4, float(found(1e-4).misfit * 1e-4)))
+    assert narrow == pytest.approx(wide, rel=0.1)
+
+
 def test_few_degrees_of_freedom_widen_an_interval():
     key = ("baseline", BUDGETS[0], "asymptote")
     known, estimated = (chain(study(error=0.01, freedom=f), "baseline")[key].interval() for f in (np.inf, 2.0))
