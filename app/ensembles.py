@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import page
 import streamlit as st
-from choices import choose
 
 from dataeff.reports import ensembles as reports
 
@@ -26,10 +25,10 @@ def grids(study: str, seed_tokens: int) -> None:
         st.code(SUGGESTION, "toml")
         return
     with st.container(horizontal=True):
-        cell = cells[choose("Cell", list(cells), "cell", width=320)]
+        cell = cells[page.choose("Cell", list(cells), "cell", width=320)]
         points = page.read(reports.cell_grid, cell["cell_id"])
         held = list(dict.fromkeys(point["held"] for point in points))
-        at = choose("At", held, "at", width=320) if held != [""] else ""
+        at = page.choose("At", held, "at", width=320) if held != [""] else ""
     shown = [point for point in points if point["held"] == at]
     where = f"{cell['recipe']}, D = {seed_tokens:,} tokens, {cell['size']}"
     title = f"{where}, {cell['members']} members, {cell['averaging']} averaged; {at}"
@@ -44,9 +43,9 @@ if choices["recipes"] is None:
     st.stop()
 with st.sidebar:
     chosen = st.multiselect("Recipe", choices["recipes"], key="recipe", bind="query-params")
-    seed_tokens = choose("D (tokens)", choices["seed_tokens"], "D")
+    seed_tokens = page.choose("D (tokens)", choices["seed_tokens"], "D")
     sizes = st.multiselect("Size", choices["sizes"], key="size", bind="query-params")
-    averaging = choose("What is averaged", choices["averagings"], "averaging")
+    averaging = page.choose("What is averaged", choices["averagings"], "averaging")
 
 found = page.read(reports.study_ensembles, study, seed_tokens, averaging, tuple(chosen), tuple(sizes))
 points, curves, laws, recipes = (found[name] for name in ("points", "curves", "laws", "recipes"))

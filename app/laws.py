@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 import page
 import streamlit as st
-from choices import choose
 
 from dataeff.reports import laws as reports
 
@@ -26,12 +25,12 @@ def choose_law(study: str) -> dict[str, Any]:
     if said := [f"No law over {name}: {why}." for name, why in lacking.items() if name not in there]:
         st.sidebar.caption(" ".join(said))
     with st.sidebar:
-        over = choose("Law over", there, "over", st.segmented_control, default=there[0], required=True, help=help_)
+        over = page.choose("Law over", there, "over", st.segmented_control, default=there[0], required=True, help=help_)
     left = [law for law in left if law["over"] == over]
     for name, label in labels.items():
         if values := [value for value in dict.fromkeys(law[name] for law in left) if value is not None]:
             with st.sidebar:
-                value = choose(label, values, keys[name])
+                value = page.choose(label, values, keys[name])
             left = [law for law in left if law[name] == value]
     return left[0]
 

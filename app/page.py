@@ -22,7 +22,7 @@ from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 
-Found = TypeVar("Found")
+Found, Option = TypeVar("Found"), TypeVar("Option")
 REST_SECONDS = 60  # since the file was last written
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 
@@ -105,6 +105,18 @@ def show_sentences(sentences: Sequence[str]) -> None:
     """Show sentences, those that begin with two spaces as items of the one before."""
     marked = ((sentence[:2] == "  ", re.sub(r"([\\`*_{}\[\]<>$#~|])", r"\\\1", sentence.strip())) for sentence in sentences)
     st.markdown("\n".join(f"- {text}" if item else f"\n{text}\n" for item, text in marked))
+
+
+def choose(label: str, options: Sequence[Option], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Option:
+    """Return what is chosen; the URL names it also when the options have changed around it.
+
+    Streamlit leaves the first option out of the URL, and does not notice that what was the first no longer is.
+    """
+    before = st.session_state.get(f"{key} options")
+    if before not in (None, list(options)) and st.session_state.get(key) in options:
+        st.session_state[key] = st.session_state[key]
+    st.session_state[f"{key} options"] = list(options)
+    return widget(label, options, key=key, bind="query-params", **more)
 
 
 def dark() -> bool:

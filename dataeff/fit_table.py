@@ -16,20 +16,10 @@ import numpy as np
 
 from dataeff.errors import InputError, QueryError, nearest
 from dataeff.laws.fit import WARNINGS, Fit, fit
-from dataeff.laws.forms import FORMS, Form
+from dataeff.laws.forms import FORMS
 from dataeff.laws.intervals import default_interval, interval
 from dataeff.records.queries import literal, query
 from dataeff.records.store import Database
-
-NAMES: dict[str, type[Form]] = {
-    "power": FORMS["PowerLaw"],
-    "reciprocal": FORMS["Reciprocal"],
-    "power_without_floor": FORMS["PowerLawWithoutFloor"],
-    "exponential": FORMS["Exponential"],
-    "additive": FORMS["Additive"],
-    "data_constrained": FORMS["DataConstrained"],
-    "overfitting": FORMS["Overfitting"],
-}
 
 
 @dataclass(frozen=True)
@@ -50,9 +40,9 @@ def fit_table(
     Rows whose y is NULL are left out, and counted. Raises `InputError` for an unknown form, the wrong number of columns, and
     when no group can be fitted; `QueryError` for a source that cannot be read or lacks a column.
     """
-    if form not in NAMES:
-        raise InputError(f"--form {form}: no such form; {nearest(form, NAMES)}")
-    chosen = NAMES[form]
+    if form not in FORMS:
+        raise InputError(f"--form {form}: no such form; {nearest(form, FORMS)}")
+    chosen = FORMS[form]
     if len(x) != len(chosen.variables):
         raise InputError(f"form {form} has the variables {', '.join(chosen.variables)}; give --x once for each, in this order")
     names = [*chosen.linear, *chosen.bounds]

@@ -200,5 +200,12 @@ class Overfitting(Additive):
         return _power(n, alpha), _power(d, beta), 1.0, np.maximum(d / unique - 1, 0) * n / unique
 
 
-_ALL = (PowerLaw, Reciprocal, PowerLawWithoutFloor, Exponential, Additive, DataConstrained, Overfitting)
-FORMS = {form.__name__: form for form in _ALL}
+FORMS: dict[str, type[Form]] = {
+    "power": PowerLaw,
+    "reciprocal": Reciprocal,
+    "power_without_floor": PowerLawWithoutFloor,
+    "exponential": Exponential,
+    "additive": Additive,
+    "data_constrained": DataConstrained,
+    "overfitting": Overfitting,
+}

@@ -236,7 +236,7 @@ def leave_largest_out(fitted: Fit) -> Miss:
 class Comparison:
     """A form's standing: lower is better. None with a reason where it is undefined."""
 
-    form: str
+    form: type[Form]
     aicc: float | None
     held_out: float | None  # root mean square of leave-one-out errors, nats per token
     reason: str | None
@@ -252,7 +252,7 @@ def compare(forms: Sequence[type[Form]], x: Array, y: Array) -> list[Comparison]
     for form in forms:
         n, k = len(y), len(form.linear) + len(form.bounds) + 1
         if n < k - 1:
-            rows.append(Comparison(form.__name__, None, None, f"too few points: {n} for {k - 1} parameters"))
+            rows.append(Comparison(form, None, None, f"too few points: {n} for {k - 1} parameters"))
             continue
         fitted = fit(form, x, y)
         few = [f"AICc needs {k + 2} points, there are {n}"] if n <= k + 1 else []
@@ -264,5 +264,5 @@ def compare(forms: Sequence[type[Form]], x: Array, y: Array) -> list[Comparison]
             laws = refit(form, fitted.x, np.broadcast_to(fitted.y, (n, n)), weights=1 - np.eye(n)).laws()
             errors = [fitted.y[i] - law(*np.atleast_2d(fitted.x)[:, i]) for i, law in enumerate(laws)]
             held_out = float(np.sqrt(np.mean(np.square(errors))))
-        rows.append(Comparison(form.__name__, aicc, held_out, "too few points: " + "; ".join(few) if few else None))
+        rows.append(Comparison(form, aicc, held_out, "too few points: " + "; ".join(few) if few else None))
     return sorted(rows, key=lambda row: math.inf if row.held_out is None else row.held_out)

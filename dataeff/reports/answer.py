@@ -55,14 +55,14 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
             (
                 record["recipe"],
                 str(record["seed_tokens"]),
-                _number(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
-                _number(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".3g"),
-                _number(record["best_trained"], None, None, ".3f"),
-                _number(
+                bracketed(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
+                bracketed(record["data_efficiency"], record["data_efficiency_low"], record["data_efficiency_high"], ".2f"),
+                bracketed(record["best_trained"], None, None, ".3f"),
+                bracketed(
                     record["data_efficiency_trained"],
                     record["data_efficiency_trained_low"],
                     record["data_efficiency_trained_high"],
-                    ".3g",
+                    ".2f",
                 ),
                 f"{record['members']} x {record['best_size']}" if record["best_size"] else "-",
             )
@@ -70,12 +70,12 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
     return ["recipe", "D", "limit", "limit worth", "trained", "worth", "by"], table
 
 
-def _number(value: float | None, low: float | None, high: float | None, form: str) -> str:
+def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """Return a number beside its interval, whose upper end may be missing."""
     if value is None:
         return "-"
-    if low is None:
-        return f"{value:{form}}"
-    return f"{value:{form}} [{low:{form}}, {'∞' if high is None else f'{high:{form}}'}]"
+    upper = "∞" if high is None else f"{high:{form}}" if high < 1e4 else f"{high:.2g}"
+    return f"{value:{form}}" + ("" if low is None and high is None else f" [{'?' if low is None else f'{low:{form}}'}, {upper}]")
 
 
 def answer_text(

@@ -17,6 +17,7 @@ import numpy as np
 
 from dataeff.laws.forms import PowerLaw
 from dataeff.records.queries import hold_views, records
+from dataeff.reports.answer import bracketed
 from dataeff.reports.ensembles import recipe_colour
 from dataeff.reports.frames import recipes
 from dataeff.reports.theme import chart_config
@@ -142,15 +143,6 @@ def law_table(data_laws: Records) -> tuple[list[str], list[tuple[Any, ...]]]:
         for law in data_laws
     ]
     return ["recipe", "limit", "a at 1e6 tokens", "exponent", "rmse", "budgets", "no limit or interval because"], rows
-
-
-def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """Return a number beside its interval, whose upper end may be missing."""
-    if value is None:
-        return "-"
-    upper = "\u221e" if high is None else f"{high:{form}}" if high < 1e4 else f"{high:.2g}"
-    lower = "?" if low is None else f"{low:{form}}"
-    return f"{value:{form}}" + ("" if low is None and high is None else f" [{lower}, {upper}]")
 
 
 def data_laws_chart(ratios: Records, laws: Records, recipes: Sequence[str], baseline: str, dark: bool = False) -> alt.LayerChart:

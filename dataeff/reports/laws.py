@@ -31,17 +31,11 @@ Records = list[dict[str, Any]]
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 AXES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}
 HELD_OUT = "power law without the largest point"
-FORMS: dict[str, tuple[str, type[Form]]] = {
-    "PowerLaw": ("power law", PowerLaw),
-    "Reciprocal": ("reciprocal", Reciprocal),
-    "PowerLawWithoutFloor": ("power law without a limit", PowerLawWithoutFloor),
-    "Exponential": ("exponential", Exponential),
-}
-FORMULAS = {
-    "PowerLaw": "a / x^alpha + E",
-    "Reciprocal": "a / x + E",
-    "PowerLawWithoutFloor": "a / x^alpha",
-    "Exponential": "a exp(-x / tau) + E",
+RIVALS: dict[type[Form], tuple[str, str]] = {
+    PowerLaw: ("power law", "a / x^alpha + E"),
+    Reciprocal: ("reciprocal", "a / x + E"),
+    PowerLawWithoutFloor: ("power law without a limit", "a / x^alpha"),
+    Exponential: ("exponential", "a exp(-x / tau) + E"),
 }
 
 CHOICES = """
@@ -136,23 +130,20 @@ def _tested(over: str, fitted: Fit, points: Records, limit: dict[str, Any]) -> d
     unit, x, y = UNITS[over], fitted.x, fitted.y
     across = np.geomspace(x.min() * (1 if over == "K" else 0.5), x.max() * 4, 81)
     miss = leave_largest_out(fitted)
-    forms = [name for name in FORMS if over == "K" or name != "Exponential"]
-    others = {name: fit(FORMS[name][1], x, y) for name in forms}
-    lines = {FORMS[name][0]: other.law for name, other in others.items()} | ({HELD_OUT: miss.law} if miss.law else {})
+    others = {form: fit(form, x, y) for form in RIVALS if over == "K" or form is not Exponential}
+    lines = {RIVALS[form][0]: other.law for form, other in others.items()} | ({HELD_OUT: miss.law} if miss.law else {})
     rivals = [
         {
-            "form": FORMS[row.form][0],
-            "formula": FORMULAS[row.form],
-            "limit": others[row.form].limit,
+            "form": RIVALS[row.form][0],
+            "formula": RIVALS[row.form][1],
+            "limit": None if row.form is PowerLawWithoutFloor else others[row.form].limit,  # 0 by its form, which says nothing
             "held_out": row.held_out,
             "aicc": row.aicc,
             "rmse": others[row.form].rmse,
             "doubts": "; ".join([*(WARNINGS[name] for name in others[row.form].warnings), *([row.reason] if row.reason else [])]),
         }
-        for row in compare([FORMS[name][1] for name in forms], x, y)
+        for row in compare(list(others), x, y)
     ]
-    for row in rivals:  # a form without a limit has limit 0 by its form, and says nothing with it
-        row["limit"] = None if row["form"] == FORMS["PowerLawWithoutFloor"][0] else row["limit"]
     return {
         "fit": {
             **{name: getattr(fitted.law, name) for name in ("a", "alpha", "e")},

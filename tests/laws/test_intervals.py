@@ -154,7 +154,7 @@ def test_the_largest_point_is_foretold_from_the_others():
 
 
 def test_forms_are_compared_by_aicc_and_by_held_out_error():
-    rows = {row.form: row for row in compare([PowerLaw, Reciprocal, Exponential], X, Y)}
+    rows = {row.form.__name__: row for row in compare([PowerLaw, Reciprocal, Exponential], X, Y)}
     assert list(rows)[0] == "PowerLaw"
     sse, k, n = fit_power_law(X, Y).objective, 4, 6
     assert rows["PowerLaw"].aicc == pytest.approx(n * math.log(sse / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
@@ -163,7 +163,7 @@ def test_forms_are_compared_by_aicc_and_by_held_out_error():
 
 
 def test_too_few_points_to_compare_say_so():
-    power, reciprocal = sorted(compare([PowerLaw, Reciprocal], X[:3], Y[:3]), key=lambda row: row.form)
+    power, reciprocal = sorted(compare([PowerLaw, Reciprocal], X[:3], Y[:3]), key=lambda row: row.form.__name__)
     assert (power.aicc, power.held_out, reciprocal.aicc) == (None, None, None)
     assert power.reason == "too few points: AICc needs 6 points, there are 3; leaving one out needs 4 points, there are 3"
     assert reciprocal.held_out is not None
