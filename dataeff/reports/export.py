@@ -20,6 +20,7 @@ import duckdb
 import dataeff
 from dataeff.errors import InputError, nearest
 from dataeff.records.queries import query, records
+from dataeff.reports import efficiency, ensembles
 from dataeff.reports.answer import ROWS, answer_table
 from dataeff.reports.charts import chart_bytes, limits_chart
 from dataeff.reports.frames import CURVES, LAWS, LIMITS, POINTS, WORTH, study_answer
@@ -113,6 +114,7 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
             Text("Answer", answers),
             Figure("limits", "Loss against size at each budget", limits_chart(**found["limits"]),
                    [POINTS, LAWS, CURVES, LIMITS, WORTH]),
+            *_more_figures(connection, study),
             Table("What each recipe reaches, and what that is worth", *answer_table(*found["table"]), ROWS),
             Text("What is in doubt", doubts),
             Table("Optima that are not certified", *query(connection, UNCERTAIN, [study]), UNCERTAIN, "All are certified."),
@@ -122,6 +124,28 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
             Text("The study's declaration", text.splitlines(), folded=True),
         ],
     )  # fmt: skip
+
+
+def _more_figures(connection: duckdb.DuckDBPyConnection, study: str) -> list[Figure]:
+    """Return the figures that need limits, ratios or ensembles, of those that there are."""
+    figures, found = [], efficiency.study_efficiency(connection, study)
+    ratios, named = found["ratios"], (found["recipes"], found["baseline"])
+    if any(row["limit_loss"] is not None for row in ratios):
+        chart = efficiency.data_laws_chart(ratios, found["laws"], *named)
+        figures.append(Figure("data-laws", "Limits against data", chart, [efficiency.RATIOS, efficiency.DATA_LAWS]))
+    worth = efficiency.by_method(ratios, "by law")
+    if any(row["ratio"] is not None for row in worth):
+        chart = efficiency.ratios_chart(worth, "by law", *named)
+        figures.append(Figure("data-efficiency", "What each recipe is worth in data", chart, [efficiency.RATIOS]))
+    choices = ensembles.ensemble_choices(connection, study)
+    if choices["recipes"]:
+        largest = choices["seed_tokens"][0]
+        drawn = ensembles.study_ensembles(connection, study, largest, choices["averagings"][0], (), ())
+        if drawn["curves"]:
+            chart = ensembles.members_chart(*(drawn[name] for name in ("points", "curves", "laws", "recipes")))
+            title = f"Ensembles at D = {largest:,} tokens, {choices['averagings'][0]} averaged"
+            figures.append(Figure("ensembles", title, chart, [CURVES]))
+    return figures
 
 
 def require_report_form(form: str) -> None:
