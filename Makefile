@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint benchmarks clean
+.PHONY: quickstart test test-slow lint benchmarks screenshots clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/dataeff run quickstart
@@ -20,6 +20,9 @@ lint: $(VENV)/installed-test
 
 benchmarks: $(VENV)/installed-test
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+screenshots: $(VENV)/installed-test
+	$(BIN)/python docs/screenshots.py
 
 # torch comes first and pinned, so that nothing later pulls in a CUDA build of several gigabytes.
 $(VENV)/installed: pyproject.toml constraints.txt

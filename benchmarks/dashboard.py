@@ -21,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.reports import runs
+from dataeff.reports import efficiency, frames, laws, progress, runs, search
 
 RUNS, POINTS, LONG, LONG_POINTS = 100_000, 31, 8, 30_000
 
@@ -144,6 +145,26 @@ def runs_page(database: Database) -> dict[str, Callable[[Any], Any]]:
     }
 
 
+def other_pages(database: Database) -> dict[str, Callable[[Any], Any]]:
+    """Return what the other pages ask: a function of a connection by page."""
+    renew_fits(database)
+    with database.read() as connection:
+        cell = progress.study_cells(connection, "synthetic")[0]["cell_id"]
+        law = laws.law_choices(connection, "synthetic")[0]
+    named = [law[name] for name in ("over", "recipe", "seed_tokens", "size", "averaging")]
+    return {
+        "Answer": lambda c: frames.study_answer(c, "synthetic"),
+        "Study: how it stands": lambda c: progress.standing(c, "synthetic"),
+        "Study: its cells": lambda c: progress.study_cells(c, "synthetic"),
+        "Study: what failed": lambda c: progress.failures(c, "synthetic"),
+        "Study: one cell's grid": lambda c: search.cell_search(c, cell),
+        "Data efficiency": lambda c: efficiency.study_efficiency(c, "synthetic"),
+        "Laws: to choose from": lambda c: laws.law_choices(c, "synthetic"),
+        "Laws: one of them": lambda c: laws.study_law(c, "synthetic", *named),
+        "fits, when nothing is stale": lambda _: renew_fits(database),
+    }
+
+
 def load_mlflow(database: Database, folder: Path) -> tuple[Any, str]:
     """Return MLflow's client on a store with the runs of the database, and their experiment. Raises `ImportError` without it."""
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
@@ -216,8 +237,8 @@ def main() -> None:
         if not path.exists():
             build(path)
         database = Database(path)
-        for page, asked in {"Runs": runs_page(database)}.items():
-            print(f"{page + ' page: seconds':<40}{'median':>9}")
+        for page, asked in {"Runs": runs_page(database), "other": other_pages(database)}.items():
+            print(f"{page + ' pages: seconds':<40}{'median':>9}")
             for name, ask in asked.items():
 
                 def once(ask: Callable[[Any], Any] = ask) -> None:

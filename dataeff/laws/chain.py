@@ -72,7 +72,7 @@ class Quantity:
 def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int = 2000, seed: int = 0) -> dict[Key, Quantity]:
     """Return every quantity of a study: the asymptote at each D, the law over D, and the data efficiency three ways.
 
-    Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens. Sizes and budgets of a law differ.
+    Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens.
     """
     draw, found, reached = np.random.default_rng(seed), {}, {}
     for recipe, budgets in recipes.items():
@@ -126,13 +126,16 @@ def _limits(found: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget
 
 
 def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
+    x, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     if len(x) < 3:
         return Quantity()
-    fitted = fit(PowerLaw, x, losses)
+    mean = np.eye(len(x))[place] / counts  # sizes of equal N count as their mean, once each
+    losses, draws = losses @ mean, None if draws is None else draws @ mean
+    fitted = fit(PowerLaw, x, losses, weights=counts)
     if draws is None:
         return Quantity(fitted.limit, fitted=fitted)
     misfit = _misfit(fitted, draws)
-    again = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0))
+    again = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts)
     a, alpha, e = (again.parameters[name] for name in ("a", "alpha", "e"))
     bound = (alpha <= ALPHA_BOUNDS[0] * 1.00001) | (alpha >= ALPHA_BOUNDS[1] * 0.99999)
     return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, again, misfit)

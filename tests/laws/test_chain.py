@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dataeff.laws.chain import Budget, chain
+from dataeff.laws.fit import fit
 from dataeff.laws.forms import PowerLaw
 
 SIZES, BUDGETS = np.array([0.15, 0.3, 0.6, 1.4]), 209.7e6 * 2.0 ** np.arange(4)
@@ -58,6 +59,15 @@ def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies
         ends = [(found[key].interval(), truth) for key, truth in truths.items()]
         hits.append([(low or 0) <= truth <= (np.inf if high is None else high) for (low, high), truth in ends])
     assert np.all(np.abs(np.mean(hits, axis=0) - 0.9) < 0.05 + 2 * 0.03), np.mean(hits, axis=0)
+
+
+def test_sizes_of_equal_parameters_count_once_each():
+    sizes, losses = np.array([0.1, 0.2, 0.2, 0.4, 0.8]), np.array([3.6, 3.42, 3.38, 3.25, 3.15])
+    error = np.full(5, 0.01)
+    given = Budget(BUDGETS[0], sizes, losses, error, np.full(5, np.inf), True, None)
+    found = chain({"same": [given]}, "same", resamples=100)["same", BUDGETS[0], "asymptote"]
+    twice = fit(PowerLaw, [0.1, 0.2, 0.4, 0.8], [3.6, 3.4, 3.25, 3.15], weights=[1, 2, 1, 1])
+    assert found.value == pytest.approx(twice.law.e)
 
 
 def test_residuals_beyond_the_noise_widen_the_interval_to_what_they_are():
