@@ -146,14 +146,17 @@ def _doubts(connection: duckdb.DuckDBPyConnection, study: str, records: list[dic
     if unknown:
         lines.append(f"Of {', '.join(unknown)} no point was run with more than one seed: single models' limits have no interval.")
     cells = connection.execute(
-        """SELECT state, recipe, seed_tokens, size, edges, certificate.reason, run_id IS NOT NULL, note, coalesce(within_noise > 0, false)
+        """SELECT state, recipe, seed_tokens, size, edges, certificate.reason, run_id IS NOT NULL, note,
+               coalesce(within_noise > 0, false)
            FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY ALL""",
         [study],
     ).fetchall()
     states = [cell[0] for cell in cells]
     tied = sum(cell[-1] for cell in cells)
     noisy = f"; {tied} are tied with a neighbour within the run-to-run noise" if tied else ""
-    lines.append(f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}{noisy}.")
+    lines.append(
+        f"Optima: {', '.join(f'{states.count(s)} {s}' for s in ('certified', 'boundary', 'open') if s in states)}{noisy}."
+    )
     if waiting := Counter(recipe for state, recipe, *_, begun, _, _ in cells if state == "open" and not begun):
         lines.append(f"  nothing has finished yet in cells of {', '.join(f'{recipe} ({n})' for recipe, n in waiting.items())}")
     for state, recipe, seed_tokens, size, edges, reason, begun, note, _ in cells:
