@@ -5,7 +5,7 @@ from __future__ import annotations
 import page
 import streamlit as st
 
-from dataeff.reports.answer import answer_table
+from dataeff.reports.answer import answer_table, plain
 from dataeff.reports.charts import limits_chart
 from dataeff.reports.frames import study_answer
 
@@ -14,7 +14,7 @@ page.renew(study)
 found = page.read(study_answer, study)
 question, answers, doubts = found["text"]
 limits = found["limits"]
-st.subheader(question)
+st.subheader(plain(question))
 page.show_sentences(answers)
 drawn = [{"what": what, **row} for what in ("points", "laws", "curves", "limits", "worth") for row in limits[what]]
 page.show_chart(limits_chart(**{**limits, "title": ""}, dark=page.dark()), f"{study} limits", drawn)

@@ -9,6 +9,7 @@ import page
 import streamlit as st
 
 from dataeff.reports import laws as reports
+from dataeff.reports.answer import plain
 
 
 def choose_law(study: str) -> dict[str, Any]:
@@ -42,7 +43,7 @@ law = page.read(reports.study_law, study, *(chosen[name] for name in ("over", "r
 over, name = chosen["over"], " ".join(str(value) for value in chosen.values() if value not in (None, 0))
 where = [f"D = {chosen['seed_tokens']:,} tokens"] if chosen["seed_tokens"] else []
 where += [chosen["size"], f"{chosen['averaging']} averaged"] if chosen["size"] else []
-st.subheader(", ".join([f"{chosen['recipe']} over {over}", *where]))
+st.subheader(plain(", ".join([f"{chosen['recipe']} over {over}", *where])))
 left, right = st.columns([5, 4])
 with left:
     if law["points"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from dataeff.errors import DatabaseError, DataeffError
 from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
+from dataeff.reports.answer import plain
 from dataeff.reports.charts import chart_bytes
 
 Found, Option = TypeVar("Found"), TypeVar("Option")
@@ -84,7 +84,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except DataeffError as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
 
 
 def renew(study: str) -> None:
@@ -103,8 +103,7 @@ def _renew(written: float, study: str) -> None:
 
 def show_sentences(sentences: Sequence[str]) -> None:
     """Show sentences, those that begin with two spaces as items of the one before."""
-    marked = ((sentence[:2] == "  ", re.sub(r"([\\`*_{}\[\]<>$#~|])", r"\\\1", sentence.strip())) for sentence in sentences)
-    st.markdown("\n".join(f"- {text}" if item else f"\n{text}\n" for item, text in marked))
+    st.markdown("\n".join(f"- {plain(said)}" if said[:2] == "  " else f"\n{plain(said)}\n" for said in sentences))
 
 
 def choose(label: str, options: Sequence[Option], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Option:

@@ -14,6 +14,7 @@ import page
 import streamlit as st
 
 from dataeff.reports import progress
+from dataeff.reports.answer import plain
 from dataeff.reports.search import cell_search, search_chart
 from dataeff.terminal import duration
 
@@ -115,7 +116,7 @@ def choose_cell(study: str, cells: list[dict[str, Any]]) -> dict[str, Any] | Non
 
 
 def show_cell(study: str, cell: dict[str, Any]) -> None:
-    st.subheader(f"{cell['recipe']}, D = {cell['seed_tokens']:,} tokens, {cell['size']}", anchor=False)
+    st.subheader(plain(f"{cell['recipe']}, D = {cell['seed_tokens']:,} tokens, {cell['size']}"), anchor=False)
     goes_on = "" if cell["search_ended_at"] else " Its search has not ended."
     st.text(f"{cell['state'].capitalize()}: {cell['reason']}.{goes_on}")
     with st.container(horizontal=True):

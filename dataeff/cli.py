@@ -201,6 +201,8 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
             for number, handler in previous.items():
                 signal.signal(number, handler)
             view.finish(launch)
+    if launch.fits_failed:
+        console.print(f"intervals are as they were: {launch.fits_failed}", markup=False)
     if launch.jobs.stopping:
         console.print("stopped; the same command goes on where this ended")
     elif launch.jobs.failures:
@@ -282,7 +284,7 @@ def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool
 
     _renew_fits(database, name)
     with _database(database).read() as connection:
-        hold_views(connection)
+        hold_views(connection, name)
         columns, rows = answer_rows(connection, name)
         question, answers, doubts = answer_text(connection, name, columns, rows)
     if as_json or as_csv:

@@ -15,16 +15,19 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from dataeff.errors import DatabaseError
 from dataeff.laws.chain import ASYMPTOTE, DATA_LAW, Budget, Quantity, chain
 from dataeff.records.ingest import record_fits
 from dataeff.records.queries import records
 from dataeff.records.store import Database
 
 RESAMPLES = 2000
-METHOD = "resampled chain"
+METHOD = "resampled chain, version 2"  # a new version makes every fit stale
 
-STALE = """SELECT DISTINCT study, baseline FROM evidence ANTI JOIN fit USING (study, recipe, evidence)
-    JOIN study ON study.name = evidence.study WHERE $1 IS NULL OR study = $1 ORDER BY study"""
+STALE = """SELECT DISTINCT study, baseline FROM (
+        SELECT study FROM evidence ANTI JOIN fit USING (study, recipe, evidence)
+        UNION SELECT study FROM fit WHERE resamples > 0 AND low IS NOT NULL AND method <> $2
+    ) AS stale JOIN study ON study.name = stale.study WHERE $1 IS NULL OR study = $1 ORDER BY study"""
 
 CELLS = """
 SELECT recipe, recipe_limit IN ('N', 'K then N') AS over_sizes, seed_tokens, size, parameters_total / 1e9 AS x, val_loss,
@@ -56,8 +59,11 @@ def renew_fits(database: Database, study: str | None = None, timeout: float = 30
 
     Raises as `Database.read` and `Database.write` do; nothing is changed then.
     """
-    with database.read() as connection:
-        found = stale_evidence(connection, study)
+    try:
+        with database.read(timeout) as connection:
+            found = stale_evidence(connection, study)
+    except duckdb.Error as error:
+        raise DatabaseError(f"what fits of {database.path} rest on could not be worked out: {error}") from error
     rows = [row for evidence in found for row in fit_rows(evidence)]
     if found:
         with database.write(timeout) as connection:
@@ -67,7 +73,7 @@ def renew_fits(database: Database, study: str | None = None, timeout: float = 30
 
 def stale_evidence(connection: duckdb.DuckDBPyConnection, study: str | None = None) -> list[Evidence]:
     """Return the evidence of each study, or of the one named, of which a recipe was never fitted or has other runs since."""
-    found, stale = [], connection.execute(STALE, [study]).fetchall()
+    found, stale = [], connection.execute(STALE, [study, METHOD]).fetchall()
     for name, baseline in stale:
         text = "SELECT recipe, evidence FROM evidence WHERE study = $1 ORDER BY recipe"  # their order decides who draws what
         hashes = dict(connection.execute(text, [name]).fetchall())

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dataeff.data.tokens import Tokens, build_tokens
-from dataeff.errors import DatabaseBusyError, StudyError, StudyRunningError
+from dataeff.errors import DatabaseBusyError, DataeffError, StudyError, StudyRunningError
 from dataeff.execution.base import Executor
 from dataeff.facts import Facts
 from dataeff.fits import renew_fits
@@ -39,7 +39,7 @@ from dataeff.specs.run import RunSpec
 from dataeff.specs.study import Cell, Study
 
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
-FIT_SECONDS = 60.0  # between fits of the study as it stands
+FIT_SECONDS = 60.0  # between fits of the study as it stands, or twenty times what they take
 LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
 
 
@@ -112,7 +112,8 @@ class Launch:
         self.database_busy_since: float | None = None
         self.began = time.monotonic()
         self._last_flush = -math.inf
-        self._last_fit = self.began
+        self._last_fit, self._fit_pause = self.began, FIT_SECONDS
+        self.fits_failed: str | None = None  # why the intervals are not those of the runs there are
         self.demand = Demand(self.spec, self.tokens.fingerprint, self.tokens.vocabulary, self.tokens.separator)
         self._lock = self._claim()
         try:
@@ -143,7 +144,7 @@ class Launch:
             self._advance()
             while True:
                 self._flush(0.2, now=not self.jobs.running)
-                if time.monotonic() - self._last_fit > FIT_SECONDS:
+                if time.monotonic() - self._last_fit > self._fit_pause:
                     self._fit(0.2)
                 if on_change:
                     on_change(self)
@@ -337,12 +338,14 @@ class Launch:
         self._last_flush = time.monotonic()
 
     def _fit(self, wait: float) -> None:
-        """Renew the study's fits. Where the database is held they stay marked as stale, for whoever reads it next to renew."""
+        """Renew the study's fits. What cannot be renewed now stays marked as stale, and training goes on."""
+        begin, self.fits_failed = time.monotonic(), None
         try:
             renew_fits(self.database, self.spec.name, wait)
-        except DatabaseBusyError:
-            pass
+        except DataeffError as error:
+            self.fits_failed = str(error)
         self._last_fit = time.monotonic()
+        self._fit_pause = max(FIT_SECONDS, 20 * (self._last_fit - begin))
 
     # -- for whoever watches ------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ percentiles of the resamples; benchmarks/laws.py measures that they cover.
 
 Where a law's residuals are too large for the noise, the form is wrong by as much, and the noise is scaled up to them.
 What a resample does not do: choose another optimum, another best size, or another form of the law. Recipes are drawn apart,
-also where they share runs; the baseline's draws are the same in its law and in its own ratio.
+also where they share runs; the baseline's draws are the same in its law and, but for that scale, in its own ratio.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int
     """
     draw, found, reached = np.random.default_rng(seed), {}, {}
     for recipe, budgets in recipes.items():
+        spread = _spread(budgets, resamples, draw)
         for budget in budgets:
-            found[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, resamples, draw)
-            reached[recipe, budget.tokens] = _reached(budget, resamples, draw)
+            found[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, draw)
+            reached[recipe, budget.tokens] = _reached(budget, spread, draw)
         found[recipe, None, DATA_LAW] = _law(*_limits(found, recipe, budgets))
     law, points = found.get((baseline, None, DATA_LAW), Quantity()), _limits(found, baseline, recipes.get(baseline, ()))
     for recipe, budgets in recipes.items():
@@ -90,29 +91,38 @@ def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int
     return found
 
 
-def _drawn(losses: Array, errors: Array, freedom: Array, resamples: int, draw: np.random.Generator) -> Array | None:
+def _spread(budgets: Sequence[Budget], resamples: int, draw: np.random.Generator) -> Array:
+    """Return what a recipe's estimated noise is multiplied by in each resample, (resamples, 1): it is one for all its cells, so
+    that each cell's draws are Student's t, and their doubt about the noise is shared.
+    """
+    known = [freedom for budget in budgets for freedom in budget.freedom if np.isfinite(freedom)]
+    if not known:
+        return np.ones((resamples, 1))
+    return np.sqrt(known[0] / draw.chisquare(known[0], (resamples, 1)))
+
+
+def _drawn(losses: Array, errors: Array, freedom: Array, spread: Array, draw: np.random.Generator) -> Array | None:
     """Return draws of the losses, (resamples, cells), none below 0; None where an error is not known."""
     if not np.isfinite(errors).all():
         return None
-    shape, known = (resamples, len(losses)), np.isinf(freedom)
-    noise = np.where(known, draw.standard_normal(shape), draw.standard_t(np.where(known, 1.0, freedom), shape))
+    noise = draw.standard_normal((len(spread), len(losses))) * np.where(np.isinf(freedom), 1.0, spread)
     return np.maximum(losses + errors * noise, 0.0)
 
 
-def _limit(budget: Budget, resamples: int, draw: np.random.Generator) -> Quantity:
+def _limit(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
     if not len(budget.losses):
         return Quantity()
-    draws = _drawn(budget.losses, budget.errors, budget.freedom, resamples, draw)
+    draws = _drawn(budget.losses, budget.errors, budget.freedom, spread, draw)
     if budget.over_sizes:
         return _law(budget.sizes, budget.losses, draws)
     best = int(np.argmin(budget.losses))
     return Quantity(float(budget.losses[best]), None if draws is None else draws[:, best])
 
 
-def _reached(budget: Budget, resamples: int, draw: np.random.Generator) -> Quantity:
+def _reached(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
     if budget.trained is None:
         return Quantity()
-    draws = _drawn(*(np.array([value]) for value in budget.trained), resamples, draw)
+    draws = _drawn(*(np.array([value]) for value in budget.trained), spread, draw)
     return Quantity(budget.trained[0], None if draws is None else draws[:, 0])
 
 
@@ -145,7 +155,8 @@ def _misfit(fitted: Fit, draws: Array) -> float:
     """Return sqrt(chi-square / freedom) of the residuals where it is too large to be noise, else 1: the scale factor of the
     Particle Data Group (Review of Particle Physics, introduction, section 5.2.2).
     """
-    spare, sd = fitted.points - fitted.parameters, draws.std(axis=0)
+    spare, (low, high) = fitted.points - fitted.parameters, np.quantile(draws, stats.norm.cdf([-1, 1]), axis=0)
+    sd = (high - low) / 2  # for few degrees of freedom their standard deviation is infinite
     if spare < 1 or not (sd > 0).all():
         return 1.0
     square = float(np.sum((fitted.residuals / sd) ** 2))

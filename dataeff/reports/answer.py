@@ -6,6 +6,7 @@ nothing is computed here that SQL does not show.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[
             )
         )
     return ["recipe", "D", "limit", "limit worth", "trained", "worth", "by"], table
+
+
+def plain(text: str) -> str:
+    """Return Markdown that shows text as it is, on one line: what a study's author wrote is no markup."""
+    return re.sub(r"([\\`*_{}\[\]<>$#~|!])", r"\\\1", " ".join(text.split()))
 
 
 def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:

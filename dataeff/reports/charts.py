@@ -85,7 +85,7 @@ def limits_chart(
             ).properties(width=width, height=300, title=f"D = {seed_tokens:,} tokens")
         )
     note = [
-        "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, seed noise.",
+        "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, run-to-run noise.",
         "Dashed: law over N. Thin: ensembles of 1, 2, ... members. Dotted: the recipe's limit. Right: data efficiency, by the"
         " baseline's data law.",
     ]

@@ -60,7 +60,7 @@ ORDER BY list_position(json_keys(spec, '$.recipes'), law.recipe), law.recipe
 
 def study_efficiency(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return `ratios` (one a recipe and D), the `data_laws` and their `laws` on a grid, the `baseline` and all `recipes`."""
-    hold_views(connection)
+    hold_views(connection, study)
     (baseline,) = connection.execute("SELECT baseline FROM study WHERE name = $1", [study]).fetchone()
     ratios, data_laws = (records(connection, text, [study]) for text in (RATIOS, DATA_LAWS))
     laws = [line for law in data_laws if law["alpha"] is not None for line in _law_on_a_grid(law, ratios, baseline)]

@@ -21,14 +21,14 @@ import dataeff
 from dataeff.errors import InputError, nearest
 from dataeff.records.queries import query, records
 from dataeff.reports import efficiency, ensembles
-from dataeff.reports.answer import ROWS, answer_table
+from dataeff.reports.answer import ROWS, answer_table, plain
 from dataeff.reports.charts import chart_bytes, limits_chart
 from dataeff.reports.frames import CURVES, LAWS, LIMITS, POINTS, WORTH, study_answer
 
 UNCERTAIN = """
-SELECT recipe, seed_tokens, size, state, best_run.val_loss, margin, certificate.reason
-FROM certificate JOIN best_run USING (cell_id, study, recipe, seed_tokens, size)
-WHERE study = $1 AND state <> 'certified' ORDER BY recipe, seed_tokens, certificate.parameters_total
+SELECT recipe, seed_tokens, size, state, val_loss AS best_loss, margin, reason
+FROM certificate LEFT JOIN (FROM grid_point WHERE is_best) AS point USING (cell_id)
+WHERE study = $1 AND state <> 'certified' ORDER BY recipe, seed_tokens, parameters_total
 """
 
 FITS = """
@@ -57,12 +57,16 @@ SELECT string_agg(DISTINCT torch_version, ', ') AS torch, string_agg(DISTINCT tr
 FROM (SELECT DISTINCT run_id FROM trial JOIN cell USING (cell_id) WHERE study = $1) JOIN run USING (run_id)
 """
 
-METHOD = (
+PROTOCOL = (
     "Every run is a function of its specification; equal specifications are one run. Losses are validation cross-entropy in nats "
     "per token on held-out documents, the same for every run. Hyper-parameters are tuned by coordinate descent on the grid, for "
-    "each recipe, budget and size; an optimum is certified when every one-step neighbour was run and none is better. Laws are "
-    "L = A / x^alpha + E with A, E >= 0 and 0.02 <= alpha <= 3, by least squares at its certified optimum. Intervals are 90%: "
-    "every loss is drawn anew with its standard error and the whole chain of laws is fitted again."
+    "each recipe, budget and size."
+)
+ELSEWHERE = "The runs were trained elsewhere and imported: how, and what was searched, is for their source to say."
+METHOD = (
+    "An optimum is certified when every one-step neighbour on the grid was run and none is better. Laws are L = A / x^alpha + E "
+    "with A, E >= 0 and 0.02 <= alpha <= 3, by least squares over the best points of the cells. Intervals are 90%: every loss is "
+    "drawn anew with its standard error, and the whole chain of laws is fitted again."
 )
 
 
@@ -120,7 +124,8 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
             Table("Optima that are not certified", *query(connection, UNCERTAIN, [study]), UNCERTAIN, "All are certified."),
             Table("Fits", *query(connection, FITS, [study]), FITS, "Nothing was fitted.", folded=True),
             Table("Cost", *query(connection, COST, [study]), COST),
-            Text("Method", [METHOD, f"dataeff {dataeff.__version__}, duckdb {duckdb.__version__}; {'; '.join(said)}"]),
+            Text("Method", [ELSEWHERE if versions["imported_from"] else PROTOCOL, METHOD,
+                            f"dataeff {dataeff.__version__}, duckdb {duckdb.__version__}; {'; '.join(said)}"]),
             Text("The study's declaration", text.splitlines(), folded=True),
         ],
     )  # fmt: skip
@@ -213,7 +218,7 @@ def _html(report: Report) -> str:
         body.append(f"<details><summary>SQL, with $1 = '{html.escape(report.study)}'</summary>")
         body += [f"<pre>{html.escape(text.strip())}</pre>" for text in queries]
         body.append("</details>")
-    charts = json.dumps(specs).replace("</", "<\\/")
+    charts = json.dumps(specs).replace("<", "\\u003c")  # no text of a study's ends the script
     draw = (
         'for (const [id, spec] of Object.entries(charts)) vegaEmbed("#" + id, spec, {actions: {source: false, compiled: false}})'
     )
@@ -233,24 +238,21 @@ def _paragraphs(lines: Sequence[str]) -> str:
 
 
 def _markdown(report: Report, charts: dict[str, Path]) -> str:
-    lines = [f"# {report.title}"]
+    lines = [f"# {plain(report.title)}"]
     for part in report.parts:
         lines += ["", f"## {part.title}", ""]
         if isinstance(part, Text):
-            lines += (
-                ["```", *part.lines, "```"]
-                if part.folded
-                else [f"- {x.strip()}" if x[:2] == "  " else f"{x}\n" for x in part.lines]
-            )
+            items = [f"- {plain(x.strip())}" if x[:2] == "  " else f"{plain(x)}\n" for x in part.lines]
+            lines += ["~~~~~~", *part.lines, "~~~~~~"] if part.folded else items
             continue
         if isinstance(part, Figure):
             lines.append(f"![{part.title}]({charts[part.name].name})")
         elif not part.rows:
             lines.append(part.none)
         else:
-            table = [list(map(_shown, row)) for row in (part.columns, *part.rows)]
+            table = [[plain(_shown(value)) for value in row] for row in (part.columns, *part.rows)]
             table.insert(1, ["---"] * len(part.columns))
-            lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
+            lines += [f"| {' | '.join(row)} |" for row in table]
         queries = [part.sql] if isinstance(part, Table) else part.sql
         lines += ["", f"<details><summary>SQL, with $1 = '{report.study}'</summary>", ""]
         lines += [f"```sql\n{text.strip()}\n```\n" for text in queries]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from scipy import stats
+
 from dataeff.records.queries import hold_views, records
 from dataeff.reports.answer import answer_rows, answer_text
 
@@ -12,8 +15,7 @@ if TYPE_CHECKING:
 
 POINTS = """
 SELECT recipe, best.seed_tokens, best.size, members, members * best.parameters_total AS parameters_total, val_loss, state,
-    if(members = 1, val_loss - 1.645 * standard_error, NULL) AS low,
-    if(members = 1, val_loss + 1.645 * standard_error, NULL) AS high
+    val_loss_error AS error, freedom
 FROM cell_limit AS best JOIN certificate USING (cell_id, study, recipe)
 WHERE study = $1 AND val_loss IS NOT NULL
 ORDER BY ALL
@@ -64,9 +66,20 @@ def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     """Return all that a study's answer is shown with: `table`, the columns and rows of `answer_rows`; `text`, what `answer_text`
     says; `limits`, the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded.
     """
-    hold_views(connection)
+    hold_views(connection, study)
     table = answer_rows(connection, study)
     return {"table": table, "text": answer_text(connection, study, *table), "limits": study_limits(connection, study)}
+
+
+def with_bars(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return points (val_loss, error, freedom) with the ends `low` and `high` of their 90% intervals, by Student's t; None where
+    no error is known, normal where no freedom is stated.
+    """
+    errors, freedom = (np.array([point[name] for point in points], dtype=float) for name in ("error", "freedom"))
+    half = errors * stats.t.ppf(0.95, np.where(np.isnan(freedom), np.inf, freedom))
+    ends = [{"low": None, "high": None} if np.isnan(h) or p["val_loss"] is None else {"low": p["val_loss"] - h, "high": p["val_loss"] + h}
+            for p, h in zip(points, half.tolist(), strict=True)]  # fmt: skip
+    return [{**point, **end} for point, end in zip(points, ends, strict=True)]
 
 
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
@@ -74,4 +87,5 @@ def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
     found = {"points": POINTS, "laws": LAWS, "curves": CURVES, "limits": LIMITS, "worth": WORTH}
     drawn = {name: records(connection, query, [study]) for name, query in found.items()}
+    drawn["points"] = with_bars(drawn["points"])
     return {**drawn, "recipes": recipes(connection, study), "title": question}

@@ -18,10 +18,12 @@ import numpy as np
 from scipy import stats
 
 from dataeff.errors import InputError
+from dataeff.laws.chain import MISFIT
 from dataeff.laws.fit import WARNINGS, Fit, fit
 from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import compare, interval, leave_largest_out, profile
 from dataeff.records.queries import hold_views, records
+from dataeff.reports.frames import with_bars
 from dataeff.reports.theme import PALETTE, chart_config, page_colour
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ ORDER BY over = 'D', over = 'K', list_position(json_keys(spec, '$.recipes'), rec
 # One row a point of the law; its bars are 90% intervals, over K the least and the greatest of the subsets.
 POINTS = {
     "N": """
-SELECT size AS point, parameters_total AS x, limit_loss AS val_loss, limit_loss - 1.645 * standard_error AS low,
-    limit_loss + 1.645 * standard_error AS high, standard_error AS error, freedom, state, best.reason, interval_reason
+SELECT size AS point, parameters_total AS x, limit_loss AS val_loss, standard_error AS error, freedom, state, best.reason,
+    interval_reason
 FROM cell_limit AS best JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
 WHERE study = $1 AND recipe = $2 AND seed_tokens = $3 ORDER BY x, size""",
     "K": """
@@ -102,9 +104,10 @@ def study_law(
     `run_ids`, and where it can be fitted `fit`, `lines`, `profile`, `miss`, `rivals`, else `why` not. x in parameters, members,
     tokens.
     """
-    hold_views(connection)
+    hold_views(connection, study)
     named = [study, recipe, seed_tokens, size, averaging][: {"N": 3, "K": 5, "D": 2}[over]]
     rows, (limit,) = records(connection, POINTS[over], named), records(connection, LIMITS[over], named)
+    rows = with_bars(rows) if over == "N" else rows
     fit_id = "/".join(str(part) for part in (study, recipe, seed_tokens, "data_law" if over == "D" else "asymptote") if part)
     stored = records(connection, "SELECT * FROM fit_state WHERE fit_id = $1", [fit_id])
     points = [row for row in rows if row["val_loss"] is not None]
@@ -252,10 +255,10 @@ def law_text(law: dict[str, Any]) -> list[str]:
     doubts = list(fitted["warnings"])
     if fitted["rising"]:
         doubts.append(f"losses rise at {over} = {', '.join(f'{x:,.0f}' for x in fitted['rising'])}")
-    if (misfit := law["profile"]["misfit"]) is not None and misfit < 0.05:
+    if (misfit := law["profile"]["misfit"]) is not None and misfit < MISFIT:
         doubts.append(
             f"residuals are larger than the noise between seeds explains (p = {misfit:.1g}): the form does not hold, or the "
-            "optima are not equally good, and both intervals are too narrow"
+            "optima are not equally good; the profile's interval is too narrow, that of the fit takes it in"
         )
     said += ["What is doubtful:", *(f"  {doubt}" for doubt in doubts)] if doubts else ["Nothing warns of this fit."]
     return [*said, *_left_out(law)]

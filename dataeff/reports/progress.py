@@ -95,7 +95,7 @@ WITH spent AS (
     WHERE NOT ended AND NOT blocked
 ), speed AS (
     SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
-    WHERE status = 'finished' AND wall_seconds > 0 GROUP BY parameters_total
+    WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY parameters_total
 )
 SELECT count(*) AS searches, sum(flops) AS flops,
     sum(flops / coalesce(speed.speed, (SELECT median(speed) FROM speed))) AS seconds

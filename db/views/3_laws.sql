@@ -33,7 +33,7 @@ CREATE OR REPLACE MACRO fitted_interval(value_, fit_) AS CASE
         WHEN fit_.low IS NULL AND fit_.high IS NULL THEN fit_.method
         WHEN fit_.low IS NULL THEN 'no lower end: more than 5% of the resamples lie outside the measured losses'
         WHEN fit_.high IS NULL THEN 'no upper end: in ' || round(100.0 * fit_.undefined / fit_.resamples)::INT
-            || '% of the resamples the baseline never reaches this loss' END} END;
+            || '% of the resamples the baseline never reaches this loss, or lies outside its measured ones' END} END;
 
 -- One row a (cell, averaging, K): the loss of K members of the ensemble at the cell's optimum.
 CREATE OR REPLACE VIEW ensemble_curve AS
@@ -101,7 +101,7 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
     CASE recipe_limit WHEN 'K' THEN 'members' WHEN 'K then N' THEN 'members, then parameters_total' ELSE 'parameters_total' END
         AS variable,
     limit_loss, if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha, if(has_law, fit.e, chosen.e) AS e,
-    if(recipe_limit = 'K', coalesce(chosen.members, 0), coalesce(len(xs), 0)) AS points,
+    if(recipe_limit = 'K', coalesce(chosen.members, 0), coalesce(len(list_distinct(xs)), 0)) AS points,
     if(has_law, fit.rmse, chosen.rmse) AS rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
     interval.reason AS interval_reason,
     CASE
@@ -146,7 +146,7 @@ WITH limits AS MATERIALIZED (
         1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.limit_loss) AS tokens_needed,
         tokens_needed / limits.seed_tokens AS by_law, tokens_needed > law.largest_budget AS extrapolated,
         1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.best_trained) / limits.seed_tokens AS trained,
-        interpolated_inverse(xs, ys, limits.limit_loss) / limits.seed_tokens AS between_, xs, ys
+        if(len(xs) > 1, interpolated_inverse(xs, ys, limits.limit_loss) / limits.seed_tokens, NULL) AS between_, xs, ys
     FROM limits LEFT JOIN study ON study.name = limits.study
         LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
             ON law.study = limits.study AND law.recipe = study.baseline
@@ -170,7 +170,7 @@ SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, to
         WHEN baseline IS NULL THEN 'the study names no baseline'
         WHEN coalesce(len(xs), 0) < 2 THEN 'the baseline has limits at fewer than two budgets'
         WHEN between_ IS NULL THEN 'outside the baseline''s measured losses, ' || round(list_min(ys), 4) || ' to '
-            || round(list_max(ys), 4) || ' at D = ' || xs[1] || ' to ' || xs[-1] END AS interpolation_reason,
+            || round(list_max(ys), 4) || ' (pooled where they rise) at D = ' || xs[1] || ' to ' || xs[-1] END AS interpolation_reason,
     CASE
         WHEN limit_loss IS NULL THEN 'this recipe has no limit here: ' || reason
         WHEN baseline IS NULL THEN 'the study names no baseline'
