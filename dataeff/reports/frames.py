@@ -77,8 +77,11 @@ def with_bars(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     errors, freedom = (np.array([point[name] for point in points], dtype=float) for name in ("error", "freedom"))
     half = errors * stats.t.ppf(0.95, np.where(np.isnan(freedom), np.inf, freedom))
-    ends = [{"low": None, "high": None} if np.isnan(h) or p["val_loss"] is None else {"low": p["val_loss"] - h, "high": p["val_loss"] + h}
-            for p, h in zip(points, half.tolist(), strict=True)]  # fmt: skip
+    known = [point["val_loss"] is not None and h == h for point, h in zip(points, half.tolist(), strict=True)]
+    ends = [
+        {"low": point["val_loss"] - h, "high": point["val_loss"] + h} if there else {"low": None, "high": None}
+        for point, h, there in zip(points, half.tolist(), known, strict=True)
+    ]
     return [{**point, **end} for point, end in zip(points, ends, strict=True)]
 
 
