@@ -590,7 +590,8 @@ def serve(
         f"--server.port={port}",
         "--browser.gatherUsageStats=false",
         "--client.toolbarMode=minimal",
-        "--theme.primaryColor=#0072B2",
+        "--theme.light.primaryColor=#0072B2",
+        "--theme.dark.primaryColor=#56B4E9",
     ]
     environment = {**os.environ, "DATAEFF_DATABASE": str(database.resolve())}
     os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(page), *options], environment)
