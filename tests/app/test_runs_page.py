@@ -53,7 +53,7 @@ def test_a_run_has_a_page_by_the_beginning_of_its_id(tab, finished, connection):
     assert f"Run {run_id}" in shown.text
     assert f"{loss:.4f} ± {error:.4f} nats/token" in shown.text
     assert shown.charts == 1
-    assert "no run id begins with 'zzz'; dataeff runs lists them" in shown.open("runs?run=zzz").page.inner_text("body")
+    assert "no run id begins with 'zzz'; `dataeff runs` lists them" in shown.open("runs?run=zzz").page.inner_text("body")
 
 
 def test_imported_runs_without_curves_say_so(tab, laptop):

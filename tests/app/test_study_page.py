@@ -127,6 +127,7 @@ def test_failures_are_counted_by_how_they_ended(tab, failed):
     assert "18 of 20 searches have ended. Left: some" in shown.text
 
 
+@pytest.mark.slow
 def test_the_page_follows_a_study_while_it_runs(tab, tmp_path):
     write_tiny_study(tmp_path)
     study = start_study(tmp_path)
