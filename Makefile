@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint benchmarks screenshots clean
+.PHONY: quickstart test test-dashboard test-slow lint benchmarks screenshots clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/dataeff run quickstart
 
 test: $(VENV)/installed-test lint
 	$(BIN)/pytest -n 2
+
+test-dashboard: $(VENV)/installed-test
+	$(BIN)/pytest -m "browser and not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/pytest -m slow -n 0
