@@ -306,7 +306,9 @@ def report(
     ] = None,
     database: DatabaseOption = DEFAULT_DATABASE,
 ) -> None:
-    """Write a study's answer with its figures, doubts, methods and cost to a file.
+    """Write a study's answer to a file, with figures.
+
+    Also what is in doubt, how it was done, what it cost, and the SQL behind each number.
 
     \b
     Example: dataeff report quickstart -o report.html
@@ -454,7 +456,7 @@ def fit(
 
 @app.command()
 def corpora(database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
-    """List what was tokenized beside this database, and the samples that teachers drew.
+    """List tokenized corpora and what teachers sampled.
 
     \b
     Example: dataeff corpora
@@ -521,10 +523,10 @@ def import_rows(
     database: DatabaseOption = DEFAULT_DATABASE,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the rows of an exported study, or results trained elsewhere; what is there already stays as it is.
+    """Add an exported study, or runs trained elsewhere.
 
-    Columns of a table that are named as those of table `run` (db/README.md, with units) map by themselves; every other one is
-    to be mapped or ignored.
+    What is there already stays as it is. Columns of a table that are named as those of table `run` (db/README.md, with units)
+    map by themselves; every other one is to be mapped or ignored.
 
     \b
     Example: dataeff import laptop
