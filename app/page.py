@@ -32,7 +32,7 @@ def read(ask: Callable[..., Found], *parameters: Any) -> Found:
 
     `ask` is a function of a module, which its name stands for; it returns plain values.
     """
-    return _read(_written(), ask, parameters)
+    return _ask(_written(), _opened, (ask, *parameters))
 
 
 def ask(ask: Callable[..., Found], *parameters: Any) -> Found:
@@ -54,8 +54,7 @@ def _ask(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -
     return ask(*parameters)
 
 
-@st.cache_data(max_entries=200, show_spinner="Asking the database", hash_funcs={FunctionType: _name_of})
-def _read(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
+def _opened(ask: Callable[..., Any], *parameters: Any) -> Any:
     with database.read() as connection:
         return ask(connection, *parameters)
 
@@ -122,9 +121,9 @@ def dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]], **options: Any) -> Any:
-    """Show a chart and offer it as PNG and SVG, and its data, records of equal keys, as CSV; return what is selected in it."""
-    selected = st.altair_chart(chart, theme=None, width="content", key=f"{name} chart", **options)
+def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
+    """Show a chart and offer it as PNG and SVG, and its data, records of equal keys, as CSV."""
+    st.altair_chart(chart, theme=None, width="content", key=f"{name} chart")
     with st.container(horizontal=True, gap="small"):
         for form, content in (
             ("PNG", lambda: chart_bytes(chart, "png")),
@@ -133,15 +132,13 @@ def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any
         ):
             suffix = "csv" if form == "data" else form.lower()
             st.download_button(form, content, f"{name}.{suffix}", key=f"{name} {form}", type="tertiary", on_click="ignore")
-    return selected
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> Any:
-    """Show rows as a table, with a download of all of them as CSV; return what is selected in it."""
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> None:
+    """Show rows as a table, with a download of all of them as CSV."""
     records = [dict(zip(columns, row, strict=True)) for row in rows]
-    selected = st.dataframe(records, hide_index=True, key=f"{name} table", **options)
+    st.dataframe(records, hide_index=True, key=f"{name} table", **options)
     st.download_button("CSV", lambda: _csv(records), f"{name}.csv", key=f"{name} CSV", type="tertiary", on_click="ignore")
-    return selected
 
 
 def _csv(records: Sequence[dict[str, Any]]) -> bytes:

@@ -278,13 +278,11 @@ def _renew_fits(database: Path, study: str | None = None) -> None:
 
 
 def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
-    from dataeff.records.queries import hold_views
     from dataeff.reports.answer import answer_rows, answer_table, answer_text
     from dataeff.terminal import print_rows
 
     _renew_fits(database, name)
     with _database(database).read() as connection:
-        hold_views(connection, name)
         columns, rows = answer_rows(connection, name)
         question, answers, doubts = answer_text(connection, name, columns, rows)
     if as_json or as_csv:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from dataeff.records.queries import query, require_study
+from dataeff.records.queries import hold_views, query
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,7 +44,7 @@ def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list
 
     Raises `NotFoundError` for a study that is not in the database.
     """
-    require_study(connection, study)
+    hold_views(connection, study)
     return query(connection, ROWS, [study])
 
 

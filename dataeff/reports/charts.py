@@ -18,6 +18,14 @@ from dataeff.reports.theme import chart_config, faint, page_colour, recipe_colou
 Records = list[dict[str, Any]]
 
 
+def recipe_colour(recipes: Sequence[str], points: Records) -> alt.Color:
+    """Return the colour of a recipe among the study's; the legend names those of the points."""
+    drawn = {p["recipe"] for p in points}
+    colours = {recipe: colour for recipe, colour in recipe_colours(recipes).items() if recipe in drawn}
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color("recipe:N", scale=scale, title=None, legend=alt.Legend(symbolOpacity=1, symbolType="circle", columns=4))
+
+
 def limits_chart(
     points: Records,
     laws: Records,

@@ -18,7 +18,7 @@ import numpy as np
 from dataeff.laws.forms import PowerLaw
 from dataeff.records.queries import hold_views, records
 from dataeff.reports.answer import bracketed
-from dataeff.reports.ensembles import recipe_colour
+from dataeff.reports.charts import recipe_colour
 from dataeff.reports.frames import recipes
 from dataeff.reports.theme import chart_config
 

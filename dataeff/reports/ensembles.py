@@ -17,8 +17,9 @@ import numpy as np
 
 from dataeff.laws.forms import PowerLaw
 from dataeff.records.queries import records
+from dataeff.reports.charts import recipe_colour
 from dataeff.reports.frames import recipes
-from dataeff.reports.theme import PALETTE, chart_config, page_colour, recipe_colours
+from dataeff.reports.theme import PALETTE, chart_config, page_colour
 
 if TYPE_CHECKING:
     import duckdb
@@ -281,11 +282,3 @@ def _heat_map(points: Records, name: str, said: str, least: float, worst: float,
 
 def _losses(*names: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:Q", format=".4f") for name in names]
-
-
-def recipe_colour(recipes: Sequence[str], points: Records) -> alt.Color:
-    """Return the colour of a recipe among the study's; the legend names those of the points."""
-    drawn = {p["recipe"] for p in points}
-    colours = {recipe: colour for recipe, colour in recipe_colours(recipes).items() if recipe in drawn}
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("recipe:N", scale=scale, title=None, legend=alt.Legend(symbolOpacity=1, symbolType="circle", columns=4))

@@ -66,7 +66,6 @@ def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     """Return all that a study's answer is shown with: `table`, the columns and rows of `answer_rows`; `text`, what `answer_text`
     says; `limits`, the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded.
     """
-    hold_views(connection, study)
     table = answer_rows(connection, study)
     return {"table": table, "text": answer_text(connection, study, *table), "limits": study_limits(connection, study)}
 
@@ -87,6 +86,7 @@ def with_bars(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return the arguments of `limits_chart` for a recorded study."""
+    hold_views(connection, study)
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
     found = {"points": POINTS, "laws": LAWS, "curves": CURVES, "limits": LIMITS, "worth": WORTH}
     drawn = {name: records(connection, query, [study]) for name, query in found.items()}
