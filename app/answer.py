@@ -1,23 +1,21 @@
-"""The Answer page: what the study asked and what came out, its first figure, its table, and what is in doubt."""
+"""The Answer page: what the study asked and what came out, its first figure, its table, and caveats."""
 
 from __future__ import annotations
 
 import page
 import streamlit as st
 
-from dataeff.reports.answer import answer_table, plain
+from dataeff.reports.answer import answer_table, plain, study_answer
 from dataeff.reports.charts import limits_chart
-from dataeff.reports.frames import study_answer
 
 study = page.choose_study()
 page.renew(study)
-found = page.read(study_answer, study)
-question, answers, doubts = found["text"]
-limits = found["limits"]
+answer = page.read(study_answer, study)
+question, answers, caveats = answer["text"]
+limits = answer["limits"]
 st.subheader(plain(question))
 page.show_sentences(answers)
-drawn = [{"what": what, **row} for what in ("points", "laws", "curves", "limits", "worth") for row in limits[what]]
-page.show_chart(limits_chart(**{**limits, "title": ""}, dark=page.dark()), f"{study} limits", drawn)
-page.show_table(*answer_table(*found["table"]), f"{study} answer", height="content")
-st.markdown("**What is in doubt**")
-page.show_sentences(doubts)
+page.show_chart(limits_chart(limits["rows"], limits["recipes"]), f"{study} limits", limits["rows"])
+page.show_table(*answer_table(*answer["table"]), f"{study} answer", height="content")
+st.markdown("**Caveats**")
+page.show_sentences(caveats)

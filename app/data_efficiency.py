@@ -1,4 +1,4 @@
-"""The Data efficiency page: limits against data with their laws, and what each recipe is worth in data, three ways."""
+"""The Data efficiency page: limits against data with their laws, and the data efficiency of each recipe, three ways."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ from dataeff.reports import efficiency as reports
 
 study = page.choose_study()
 page.renew(study)
-found = page.read(reports.study_efficiency, study)
-chosen = st.sidebar.multiselect("Recipe", found["recipes"], key="recipe", bind="query-params")
+results = page.read(reports.study_efficiency, study)
+chosen = st.sidebar.multiselect("Recipe", results["recipes"], key="recipe", bind="query-params")
 ratios, laws, data_laws = (
-    [row for row in found[name] if not chosen or row["recipe"] in chosen] for name in ("ratios", "laws", "data_laws")
+    [row for row in results[name] if not chosen or row["recipe"] in chosen] for name in ("ratios", "laws", "data_laws")
 )
-baseline = found["baseline"]
+baseline, recipes = results["baseline"], results["recipes"]
 method = st.segmented_control("Ratio", list(reports.METHODS), default="by law", required=True, key="method", bind="query-params")
 shown = reports.by_method(ratios, method)
 left, right = st.columns(2)
 with left:
     if any(row["limit_loss"] is not None for row in ratios):
-        page.show_chart(
-            reports.data_laws_chart(ratios, laws, found["recipes"], baseline, page.dark()), f"{study} data laws", ratios
-        )
+        page.show_chart(reports.data_laws_chart(ratios, laws, recipes, baseline), f"{study} data laws", ratios)
     else:
         st.info("No recipe has a limit yet.")
 with right:
     if any(row["ratio"] is not None for row in shown):
-        chart = reports.ratios_chart(shown, method, found["recipes"], baseline, page.dark())
-        page.show_chart(chart, f"{study} data efficiency {method}", shown)
+        page.show_chart(reports.ratios_chart(shown, method, recipes, baseline), f"{study} data efficiency {method}", shown)
     else:
         st.info(f"No recipe has a data efficiency {method}.")
-
 page.show_sentences(reports.ratio_text(shown, method))
 wide = {name: st.column_config.Column(width=130) for name in ("recipe", *reports.METHODS)}
 page.show_table(*reports.ratio_table(ratios), f"{study} ratios", height="content", column_config=wide)
 st.caption(f"Limits and losses in nats/token; ratios are the tokens that {baseline} needs over D; 90% intervals in brackets. "
-           f"Beyond: more tokens than the largest budget of {baseline}, where its law was never checked.")  # fmt: skip
+           f"Extrapolated: more tokens than the largest budget of {baseline}, where its law was never checked.")  # fmt: skip
 st.subheader("Data laws")
-page.show_table(*reports.law_table(data_laws), f"{study} data laws", height="content", column_config=wide)
-st.caption("L = a / D^exponent + limit, D in units of 1e6 tokens; a, limit and rmse in nats/token.")
+page.show_table(*reports.law_table(data_laws), f"{study} data laws", height="content")
+st.caption("L = a / D^alpha + limit_loss, D in units of 1e6 tokens; a, limit_loss, its 90% interval and rmse in nats/token.")

@@ -11,55 +11,51 @@ import streamlit as st
 from dataeff.reports import laws as reports
 from dataeff.reports.answer import plain
 
+LABELS = {"recipe": "Recipe", "seed_tokens": "D (tokens)", "size": "Size", "averaging": "Averaged"}
+
 
 def choose_law(study: str) -> dict[str, Any]:
     """Return the law chosen, one of `law_choices`; ends the page where there is none."""
-    left = page.read(reports.law_choices, study)
-    if not left:
+    laws = page.read(reports.law_choices, study)
+    if not laws:
         st.info(f"{study} has no law: it has no cells, or none of them has finished.")
         st.stop()
-    labels = {"recipe": "Recipe", "seed_tokens": "D (tokens)", "size": "Size", "averaging": "What is averaged"}
-    keys = {"recipe": "recipe", "seed_tokens": "D", "size": "size", "averaging": "averaging"}
-    there = list(dict.fromkeys(law["over"] for law in left))
-    help_ = "N: parameters, D fixed. K: members of an ensemble. D: seed tokens."
+    kinds = list(dict.fromkeys(law["over"] for law in laws))
     lacking = {"N": "no recipe takes its limit in N", "K": "no ensemble is recorded"}
-    if said := [f"No law over {name}: {why}." for name, why in lacking.items() if name not in there]:
-        st.sidebar.caption(" ".join(said))
+    if reasons := [f"No law over {name}: {why}." for name, why in lacking.items() if name not in kinds]:
+        st.sidebar.caption(" ".join(reasons))
     with st.sidebar:
-        over = page.choose("Law over", there, "over", st.segmented_control, default=there[0], required=True, help=help_)
-    left = [law for law in left if law["over"] == over]
-    for name, label in labels.items():
-        if values := [value for value in dict.fromkeys(law[name] for law in left) if value is not None]:
-            with st.sidebar:
-                value = page.choose(label, values, keys[name])
-            left = [law for law in left if law[name] == value]
-    return left[0]
+        about = {"required": True, "help": "N: parameters, D fixed. K: members of an ensemble. D: seed tokens."}
+        over = page.choose("Law over", kinds, "over", st.segmented_control, default=kinds[0], **about)
+        laws = [law for law in laws if law["over"] == over]
+        for name, label in LABELS.items():
+            if values := [value for value in dict.fromkeys(law[name] for law in laws) if value is not None]:
+                value = page.choose(label, values, "D" if name == "seed_tokens" else name)
+                laws = [law for law in laws if law[name] == value]
+    return laws[0]
 
 
 study = page.choose_study()
 page.renew(study)
 chosen = choose_law(study)
-law = page.read(reports.study_law, study, *(chosen[name] for name in ("over", "recipe", "seed_tokens", "size", "averaging")))
 over, name = chosen["over"], " ".join(str(value) for value in chosen.values() if value not in (None, 0))
+law = page.read(reports.study_law, study, over, *(chosen[part] for part in LABELS))
 where = [f"D = {chosen['seed_tokens']:,} tokens"] if chosen["seed_tokens"] else []
 where += [chosen["size"], f"{chosen['averaging']} averaged"] if chosen["size"] else []
 st.subheader(plain(", ".join([f"{chosen['recipe']} over {over}", *where])))
 left, right = st.columns([5, 4])
 with left:
     if law["points"]:
-        page.show_chart(reports.law_chart(law, page.dark()), f"{study} law {name}", law["points"])
+        page.show_chart(reports.law_chart(law), f"{study} law {name}", law["points"])
 with right:
     if law["fit"]:
-        page.show_chart(reports.profile_chart(law, page.dark()), f"{study} profile {name}", law["profile"]["points"])
+        page.show_chart(reports.profile_chart(law), f"{study} profile {name}", law["profile"]["points"])
 page.show_sentences(reports.law_text(law))
 if law["fit"]:
     st.markdown("**Rival forms, on the same points**")
     rows = [list(rival.values()) for rival in law["rivals"]]
-    forms = {"limit": "%.4f", "held-out error": "%.5f", "AICc": "%.1f", "rmse": "%.5f"}
-    page.show_table(
-        ["form", "L(x)", "limit", "held-out error", "AICc", "rmse", "doubts"], rows, f"{study} rivals {name}", height="content",
-        column_config={"doubts": st.column_config.Column(width="large"),
-                       **{column: st.column_config.NumberColumn(format=form) for column, form in forms.items()}})  # fmt: skip
+    wide = {"doubts": st.column_config.Column(width="large")}
+    page.show_table(list(law["rivals"][0]), rows, f"{study} rivals {name}", height="content", column_config=wide)
     st.caption(
         "Limit, held-out error (root mean square, each point left out in turn) and rmse in nats/token; the least AICc is best."
     )

@@ -21,6 +21,6 @@ shown = st.navigation(
         st.Page("sql.py", title="SQL"),
     ]
 )
-with page.told():
+with page.show_errors():
     shown.run()
 page.say_how_old()

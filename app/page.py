@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,31 +11,34 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 import altair as alt
+import pandas as pd
 import streamlit as st
 
 from dataeff.errors import DatabaseError, DataeffError
-from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.answer import plain
 from dataeff.reports.charts import chart_bytes
+from dataeff.reports.theme import themed
+from dataeff.study.fits import renew_fits
 
-Found, Option = TypeVar("Found"), TypeVar("Option")
+Answer, Option = TypeVar("Answer"), TypeVar("Option")
 REST_SECONDS = 60  # since the file was last written
+NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 
 
-def read(ask: Callable[..., Found], *parameters: Any) -> Found:
+def read(ask: Callable[..., Answer], *parameters: Any) -> Answer:
     """Return ask(connection, *parameters), from a cache until the file is written again. Raises as `Database.read` does.
 
     `ask` is a function of a module, which its name stands for; it returns plain values.
     """
-    return _ask(_written(), _opened, (ask, *parameters))
+    return _ask(_written(), ask, parameters, connected=True)
 
 
-def ask(ask: Callable[..., Found], *parameters: Any) -> Found:
+def ask(ask: Callable[..., Answer], *parameters: Any) -> Answer:
     """Return ask(path of the database, *parameters), cached like `read`, for what opens the file by itself."""
-    return _ask(_written(), ask, (database.path, *parameters))
+    return _ask(_written(), ask, parameters, connected=False)
 
 
 def _written() -> float:
@@ -45,16 +46,14 @@ def _written() -> float:
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
-def _name_of(ask: Callable[..., Any]) -> str:
-    return f"{ask.__module__}.{ask.__qualname__}"
-
-
-@st.cache_data(max_entries=200, show_spinner="Asking the database", hash_funcs={FunctionType: _name_of})
-def _ask(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
-    return ask(*parameters)
-
-
-def _opened(ask: Callable[..., Any], *parameters: Any) -> Any:
+@st.cache_data(
+    max_entries=200,
+    show_spinner="Asking the database",
+    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
+)
+def _ask(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...], connected: bool) -> Any:
+    if not connected:
+        return ask(database.path, *parameters)
     with database.read() as connection:
         return ask(connection, *parameters)
 
@@ -71,14 +70,14 @@ def choose_study() -> str:
     _, rows = read(queries.studies)
     names = [row[0] for row in rows]
     if not names:
-        st.info("No study is recorded yet. Run one: `dataeff run quickstart`, or import the results that come along: "
+        st.info("No study is recorded yet. Run one: `dataeff run quickstart`, or import the bundled results: "
                 "`dataeff import laptop`")  # fmt: skip
         st.stop()
     return st.sidebar.selectbox("Study", names, key="study", bind="query-params", persist_state="session")
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def show_errors() -> Iterator[None]:
     """Show what goes wrong with the database in place of what could not be shown."""
     try:
         yield
@@ -102,7 +101,7 @@ def _renew(written: float, study: str) -> None:
 
 def show_sentences(sentences: Sequence[str]) -> None:
     """Show sentences, those that begin with two spaces as items of the one before."""
-    st.markdown("\n".join(f"- {plain(said)}" if said[:2] == "  " else f"\n{plain(said)}\n" for said in sentences))
+    st.markdown("\n".join(f"- {plain(line)}" if line[:2] == "  " else f"\n{plain(line)}\n" for line in sentences))
 
 
 def choose(label: str, options: Sequence[Option], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Option:
@@ -117,33 +116,29 @@ def choose(label: str, options: Sequence[Option], key: str, widget: Callable[...
     return widget(label, options, key=key, bind="query-params", **more)
 
 
-def dark() -> bool:
-    return st.context.theme.type == "dark"
-
-
 def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
-    """Show a chart and offer it as PNG and SVG, and its data, records of equal keys, as CSV."""
+    """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV."""
+    chart = themed(chart, dark=st.context.theme.type == "dark")
     st.altair_chart(chart, theme=None, width="content", key=f"{name} chart")
     with st.container(horizontal=True, gap="small"):
-        for form, content in (
-            ("PNG", lambda: chart_bytes(chart, "png")),
-            ("SVG", lambda: chart_bytes(chart, "svg")),
-            ("data", lambda: _csv(data)),
-        ):
-            suffix = "csv" if form == "data" else form.lower()
-            st.download_button(form, content, f"{name}.{suffix}", key=f"{name} {form}", type="tertiary", on_click="ignore")
+        offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
+        offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")
+        offer("data", lambda: _csv(pd.DataFrame(data).convert_dtypes()), f"{name} data.csv")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> None:
-    """Show rows as a table, with a download of all of them as CSV."""
-    records = [dict(zip(columns, row, strict=True)) for row in rows]
-    st.dataframe(records, hide_index=True, key=f"{name} table", **options)
-    st.download_button("CSV", lambda: _csv(records), f"{name}.csv", key=f"{name} CSV", type="tertiary", on_click="ignore")
+    """Show rows as a table: numbers to five digits, '-' for NULL; with a download of all of them as CSV."""
+    table = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
+    forms = {column: NUMBERS[kind] for column, dtype in table.dtypes.items() if (kind := dtype.kind) in NUMBERS}
+    config = forms | options.pop("column_config", {})
+    st.dataframe(table, hide_index=True, key=f"{name} table", column_config=config, **{"placeholder": "-"} | options)
+    offer("CSV", lambda: _csv(table), f"{name}.csv")
 
 
-def _csv(records: Sequence[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for record in records for key in record)))
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().encode()
+def offer(label: str, content: Callable[[], bytes], file: str) -> None:
+    """Show a button that makes and downloads a file."""
+    st.download_button(label, content, file, key=f"download {file}", type="tertiary", on_click="ignore")
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False).encode()

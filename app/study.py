@@ -16,11 +16,11 @@ import streamlit as st
 from dataeff.reports import progress
 from dataeff.reports.answer import plain
 from dataeff.reports.search import cell_search, search_chart
-from dataeff.terminal import duration
+from dataeff.reports.text import duration
 
 LOOK_SECONDS, REDRAW_SECONDS = 5, 15  # how it stands; the cells and the chart, which flicker when they are drawn again
 FRESH_SECONDS = 60  # a file written so lately is one that a study writes to
-STATES = ("certified", "boundary", "open", "nothing yet")
+STATES = ("certified", "boundary", "open", "searching", "waiting", "blocked")
 COLUMNS = (
     *("recipe", "seed_tokens", "size", "state", "best_loss", "margin", "lr", "weight_decay", "epochs", "runs", "diverged"),
     *("objective", "reason"),
@@ -30,7 +30,7 @@ LINK = st.column_config.LinkColumn("run", display_text=r"run=(.{8})", width=90, 
 
 
 def look(study: str) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the attempts that nobody saw end, and why to look again: one is under way, or the file was written just now."""
+    """Return the unfinished attempts, and why to look again: one is under way, or the file was written just now."""
     with page.database.read() as connection:
         attempts = progress.under_way(connection, study)
     if any(attempt["live"] for attempt in attempts):
@@ -42,42 +42,41 @@ def look(study: str) -> tuple[list[dict[str, Any]], str | None]:
 def show_standing(study: str, attempts: list[dict[str, Any]], live: str | None) -> None:
     again = f"and every {LOOK_SECONDS} s, {live}" if live else "nothing is under way: reload to look again"
     st.caption(f"Looked at {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}, {again}.")
-    found = page.read(progress.standing, study)
-    counts = {state: found[state.replace(" ", "_")] for state in STATES}
-    counts |= {"runs recorded": found["runs"], "diverged": found["diverged"]}
-    counts["under way"] = sum(attempt["live"] for attempt in attempts)
-    for column, (name, count) in zip(st.columns(len(counts)), counts.items(), strict=True):
+    counts = page.read(progress.standing, study)
+    shown = {state: counts[state] for state in STATES if counts[state] or state in STATES[:3]}
+    shown |= {"runs recorded": counts["runs"], "diverged": counts["diverged"]}
+    shown["under way"] = sum(attempt["live"] for attempt in attempts)
+    for column, (name, count) in zip(st.columns(len(shown)), shown.items(), strict=True):
         column.metric(name, f"{count:,}")
-    st.text(f"{found['searches_ended']:,} of {found['cells']:,} searches have ended. {left(study, counts['under way'])}")
+    ended = f"{counts['searches_ended']:,} of {counts['cells']:,} searches have ended."
+    st.text(f"{ended} {time_left(study, shown['under way'])}")
 
 
-def left(study: str, at_once: int) -> str:
-    """Say what the searches that have not ended may cost, or why nobody knows."""
-    found = page.read(progress.time_left, study)
-    if not found["searches"]:
-        return ""
-    if found["seconds"] is None:
-        return "Time left: unknown until a search has ended."
-    together = f", {duration(found['seconds'] / at_once)} with {at_once} at once as now" if at_once > 1 else ""
-    return (
-        f"Left: some {duration(found['seconds'])} of training ({found['flops']:.2g} FLOPs), run after run{together}; by what "
-        "ended searches took at their D x N, so it may be wrong by a factor of two."
-    )
+def time_left(study: str, at_once: int) -> str:
+    """Say what the rest is likely to take."""
+    left = page.read(progress.time_left, study)
+    if not left["cells"]:
+        return "Nothing is left to train."
+    runs = f"About {left['runs']:,} runs are left, {left['flops']:.2g} FLOPs"
+    if left["seconds"] is None:
+        return f"{runs}; no run is recorded yet, so their time is not known."
+    together = f", {duration(left['seconds'] / at_once)} with {at_once} at once as now" if at_once > 1 else ""
+    return f"{runs}: {duration(left['seconds'])} one after another{together}. A search decides as it goes: this is an estimate."
 
 
 def show_attempts(study: str, attempts: list[dict[str, Any]]) -> None:
     if attempts:
-        st.subheader("Attempts that nobody saw end", anchor=False)
-        names = ("trains", "seed_tokens", "size", "since", "sign", "host", "device", "process", "attempt", "id")
+        st.subheader("Unfinished attempts", anchor=False)
+        names = ("job", "seed_tokens", "size", "since", "sign", "host", "device", "process", "attempt", "id")
         page.show_table(names, [[attempt[name] for name in names] for attempt in attempts], f"{study} under way", placeholder="-")
     failed = page.read(progress.failures, study)
     if failed:
         outcomes = [row["outcome"] for row in failed]
         said = ", ".join(f"{outcomes.count(outcome)} {outcome.replace('_', ' ')}" for outcome in dict.fromkeys(outcomes))
-        unfinished = len({row["run_id"] for row in failed if row["run_is"] == "no result yet"})
+        unfinished = len({row["job_id"] for row in failed if row["run_is"] == "no result yet"})
         with st.expander(f"Attempts that did not finish: {said}; {unfinished} of their runs have no result yet"):
-            rows = [[*(row | {"run_id": f"runs?run={row['run_id']}"}).values()] for row in failed]
-            page.show_table(list(failed[0]), rows, f"{study} failures", placeholder="-", column_config={"run_id": LINK})
+            rows = [[*(row | {"job_id": f"runs?run={row['job_id']}"}).values()] for row in failed]
+            page.show_table(list(failed[0]), rows, f"{study} failures", placeholder="-", column_config={"job_id": LINK})
 
 
 def choose_cell(study: str, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -127,7 +126,7 @@ def show_cell(study: str, cell: dict[str, Any]) -> None:
             st.page_link("study.py", label=label, query_params={"study": study, "cell": cell["follows"]})
     points, runs = page.read(cell_search, cell["cell_id"])
     if cell["tuned"] and points:
-        page.show_chart(search_chart(cell, points, page.dark()), f"{cell['cell_id'].replace('/', ' ')} search", points)
+        page.show_chart(search_chart(cell, points), f"{cell['cell_id'].replace('/', ' ')} search", points)
     if cell["val_loss_mean"] is not None:
         spread = "" if cell["val_loss_sd"] is None else f", standard deviation {cell['val_loss_sd']:.4f}"
         st.text(f"Single models at the optimum: mean {cell['val_loss_mean']:.4f} nats/token over {cell['seeds']} run(s){spread}.")
@@ -148,7 +147,7 @@ _, live = look(study)
 
 @st.fragment(run_every=LOOK_SECONDS if live else None)
 def standing() -> None:
-    with page.told():
+    with page.show_errors():
         attempts, still = look(study)
         if bool(still) != bool(live):
             st.rerun()  # the whole page, to begin or to end looking
@@ -158,7 +157,7 @@ def standing() -> None:
 
 @st.fragment(run_every=REDRAW_SECONDS if live else None)
 def cells() -> None:
-    with page.told():
+    with page.show_errors():
         if cell := choose_cell(study, page.read(progress.study_cells, study)):
             show_cell(study, cell)
 

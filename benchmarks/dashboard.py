@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.reports import efficiency, frames, laws, progress, runs, search
+from dataeff.reports import answer, efficiency, laws, progress, runs, search
+from dataeff.study.fits import renew_fits
 
 RUNS, POINTS, LONG, LONG_POINTS = 100_000, 31, 8, 30_000
 
@@ -47,17 +47,20 @@ SELECT *, left(md5(i::VARCHAR), 16) AS run_id,
     if(i < {LONG}, {LONG_POINTS}, {POINTS}) AS points
 FROM placed;
 
-INSERT INTO study SELECT 'synthetic', 'How fast is the dashboard?', 'standard0', '', '', '', now(), now(),
-    json_object('recipes', json_group_object(recipe_name, json_object()))
+INSERT INTO study BY NAME SELECT 'synthetic' AS name, 'How fast is the dashboard?' AS question, 'standard0' AS baseline,
+    '' AS text, now() AS started_at, now() AS updated_at,
+    json_object('recipes', json_group_object(recipe_name, json_object())) AS spec
 FROM (SELECT DISTINCT recipe_name FROM made ORDER BY ALL);
 
 INSERT INTO cell BY NAME
-SELECT DISTINCT 'synthetic/' || recipe_name || '/' || seed_tokens || '/s' || size AS cell_id, 'synthetic' AS study,
+SELECT 'synthetic/' || recipe_name || '/' || seed_tokens || '/s' || size AS cell_id, 'synthetic' AS study,
     recipe_name AS recipe, 'N' AS recipe_limit, 'single' AS objective, 'logits' AS averaging, 1 AS members, seed_tokens,
     's' || size AS size, parameters AS parameters_total, parameters AS parameters_non_embedding, '[]' AS starts,
     '{{"lr": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2], "weight_decay": [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4],
-      "epochs": [1, 2, 4, 8, 16, 32, 64]}}' AS axes, [6, 8, 7] AS shape
-FROM made;
+      "epochs": [1, 2, 4, 8, 16, 32, 64]}}' AS axes, [6, 8, 7] AS shape, 'certified' AS state, 'made up' AS reason,
+    cell_id AS origin, arg_min(coordinates, val_loss) AS best, min(val_loss) AS best_loss, now() AS search_ended_at,
+    0 AS runs_left, 0 AS flops_left, [] AS neighbours_missing, [] AS edges
+FROM made GROUP BY recipe_name, seed_tokens, size, parameters;
 
 INSERT INTO trial
 SELECT 'synthetic/' || recipe_name || '/' || seed_tokens || '/s' || size, run_id, 'search', point, coordinates FROM made;
@@ -72,7 +75,7 @@ SELECT run_id, if(val_loss IS NULL, 'diverged', 'finished') AS status, 'c0ffee' 
     6.0 * parameters * seed_tokens * epochs AS training_flops, 60 AS wall_seconds, 1e5 AS tokens_per_second, 'cpu' AS device,
     'here' AS host, '2.13.0' AS torch_version, now() AS started_at, now() AS ended_at,
     json_object('lr', lr, 'weight_decay', weight_decay, 'epochs', epochs, 'seed_tokens', seed_tokens) AS spec,
-    now() AS recorded_at, 1 AS experts, 1 AS loops
+    1 AS experts, 1 AS loops
 FROM made ORDER BY i;
 
 INSERT INTO metric
@@ -85,8 +88,9 @@ INSERT INTO evaluation
 SELECT run_id, points * part // 4, seed_tokens * epochs * part // 4, 'validation', val_loss + 0.1 * (4 - part), 0.01
 FROM made, range(1, 5) AS parts(part) WHERE val_loss IS NOT NULL ORDER BY i, part;
 
-INSERT INTO attempt
-SELECT run_id, 1, now(), now(), if(val_loss IS NULL, 'diverged', 'finished'), NULL, 'here', 1, 'cpu' FROM made;
+INSERT INTO attempt BY NAME
+SELECT run_id AS job_id, 'train' AS kind, 1 AS number, now() AS started_at, now() AS ended_at,
+    if(val_loss IS NULL, 'diverged', 'finished') AS outcome, 'here' AS host, 1 AS process_id, 'cpu' AS device FROM made;
 """
 
 COLUMNS = ["run_id", "val_loss", "recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "status", "wall_seconds"]
@@ -134,13 +138,13 @@ def runs_page(database: Database) -> dict[str, Callable[[Any], Any]]:
         "count of the runs": lambda c: queries.query(c, runs.count_query(found)),
         "1,000 runs of least loss": table("val_loss"),
         "1,000 runs in the midst, by recipe": table("recipes", 50_000),
-        "runs of a condition, in the sandbox": lambda _: runs.ids_where(database.path, "synthetic", condition),
+        "runs of a typed condition, in a limited process": lambda _: runs.ids_where(database.path, "synthetic", condition),
         "1,000 of those": table("val_loss", which=held),
         "parallel coordinates": lambda c: queries.records(c, runs.parallel_query(found)),
         "curves of 5 runs": lambda c: runs.curves(c, short),
         "curves of 5 runs of 30,000 points": lambda c: runs.curves(c, long),
         "the same, smoothed": lambda c: runs.curves(c, long, smoothing=5, log_x=True),
-        "one run's page": lambda c: queries.run_details(c, short[0]),
+        "one run's page": lambda c: queries.job_details(c, short[0]),
         "its neighbours": lambda c: runs.neighbours(c, short[0]),
     }
 
@@ -153,7 +157,7 @@ def other_pages(database: Database) -> dict[str, Callable[[Any], Any]]:
         law = laws.law_choices(connection, "synthetic")[0]
     named = [law[name] for name in ("over", "recipe", "seed_tokens", "size", "averaging")]
     return {
-        "Answer": lambda c: frames.study_answer(c, "synthetic"),
+        "Answer": lambda c: answer.study_answer(c, "synthetic"),
         "Study: how it stands": lambda c: progress.standing(c, "synthetic"),
         "Study: its cells": lambda c: progress.study_cells(c, "synthetic"),
         "Study: what failed": lambda c: progress.failures(c, "synthetic"),

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dataeff.specs.result import RunFolder
+from dataeff.facts.job import Context
+from dataeff.facts.store import JobFolder
 from dataeff.specs.run import PRESETS, ModelSpec, RunSpec
 from dataeff.training.device import describe_device
 from dataeff.training.optim import learning_rate
@@ -48,7 +49,8 @@ def ours(spec: RunSpec, tokens: np.ndarray) -> float:
     """Return tokens per second of a whole run, checks and curve included."""
     with tempfile.TemporaryDirectory() as folder:
         validation = tokens[:CONTEXT].reshape(1, CONTEXT)
-        return train(spec, RunFolder(Path(folder)), tokens, validation, device="cpu", evaluations=1).tokens_per_second
+        context = Context("cpu", evaluations=1)
+        return train(spec, JobFolder(Path(folder)), tokens, validation, context=context).tokens_per_second
 
 
 def hugging_face(spec: RunSpec, tokens: np.ndarray) -> float:
@@ -73,7 +75,7 @@ def hugging_face(spec: RunSpec, tokens: np.ndarray) -> float:
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, STEPS, spec.lr, 0.01)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, spec)
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 0:

@@ -34,7 +34,7 @@ class UnstableValueError(InputError):
     """A value has no stable bytes, so it cannot enter a run id."""
 
 
-class OffGridError(InputError):
+class OffGridError(InputError, ValueError):
     """A point is not on the grid."""
 
 
@@ -54,12 +54,24 @@ class DatabaseBusyError(DatabaseError):
     """Another process held the database file for longer than the time allowed."""
 
 
+class SchemaError(DatabaseError):
+    """Another version of dataeff made the database file; nothing was changed, and the file can be made anew."""
+
+
 class StudyRunningError(DataeffError):
     """Another process is running the same study."""
 
 
 class TrainingError(DataeffError):
-    """An attempt at a run failed for a reason other than divergence."""
+    """An attempt at a job failed for a reason other than divergence."""
+
+
+class OutOfMemory(TrainingError):
+    """A job does not fit on the device, not even one sequence at a time."""
+
+
+class Preempted(TrainingError):
+    """A job was asked to stop; what it has done so far is in its checkpoint."""
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataeff.errors import DatabaseError, NotFoundError
-from dataeff.fits import renew_fits
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.answer import ROWS, answer_rows, answer_text
+from dataeff.study.fits import renew_fits
 
 if TYPE_CHECKING:
     import altair as alt
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """The results in a DuckDB file. Methods raise as `Database.read` does; `study` may be left out where there is one."""
+    """The results in a DuckDB file. Methods raise as `Database.read` does; `study` may be omitted where there is only one."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open the file, or raise `NotFoundError` where there is none; brings its intervals up to date if it can be written."""
+        """Open the file, or raise `NotFoundError` where there is none; renews its intervals if it can be written."""
         self.database = Database(path)
         with self.database.read():
             pass
         try:
             renew_fits(self.database)
         except DatabaseError as error:
-            warnings.warn(f"intervals are as they were: {error}", stacklevel=3)
+            warnings.warn(f"the intervals were not renewed: {error}", stacklevel=3)
 
     def sql(self, text: str, *parameters: Any) -> pd.DataFrame:
         """Return the rows of a query; tables and views are described in db/README.md. Raises `QueryError`."""
@@ -51,25 +51,26 @@ class Results:
             return [row[0] for row in queries.studies(connection)[1]]
 
     def answer(self, study: str | None = None) -> pd.DataFrame:
-        """Return one row a recipe and D: limit and best loss trained (nats/token), their worth (ratios), 90% intervals."""
+        """Return one row a recipe and D: limit and best loss trained (nats/token), data efficiency, 90% intervals."""
         return self.sql(ROWS, self._one(study))
 
-    def said(self, study: str | None = None) -> str:
-        """Return the answer in sentences, and what is in doubt."""
+    def summary(self, study: str | None = None) -> str:
+        """Return the answer in sentences, and its caveats."""
         name = self._one(study)
         with self.database.read() as connection:
             question, answers, doubts = answer_text(connection, name, *answer_rows(connection, name))
         return "\n".join([question, *answers, "", *doubts])
 
-    def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.HConcatChart:
+    def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.FacetChart:
         """Return loss against parameters, one panel a budget, with laws and limits."""
         from dataeff.reports.charts import limits_chart
         from dataeff.reports.frames import study_limits
+        from dataeff.reports.theme import themed
 
         name = self._one(study)
         with self.database.read() as connection:
             found = study_limits(connection, name)
-        return limits_chart(**found, dark=dark)
+        return themed(limits_chart(**found), dark)
 
     def _one(self, study: str | None) -> str:
         names = self.studies

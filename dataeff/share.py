@@ -14,8 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def shared_folder(name: str) -> Path:
     """Return the folder `name` ("db", "app" or "studies"). Raises `DataeffError` where the installation lacks it."""
-    candidates = [_PACKAGE / "_share" / name, _PACKAGE.parent / name]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise DataeffError(f"the folder {name}/ is missing from this installation (looked in {candidates}); install dataeff again")
+    for parent in (_PACKAGE / "_share", _PACKAGE.parent):
+        if (parent / name).is_dir():
+            return parent / name
+    raise DataeffError(f"the folder {name}/ is missing from this installation, in {_PACKAGE}; install dataeff again")

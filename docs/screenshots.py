@@ -46,7 +46,7 @@ def shoot(browser: Browser, name: str, file: Path, scheme: str, height: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", type=Path, metavar="FOLDER", help="every page, light and dark")
-    wanted = parser.parse_args()
+    arguments = parser.parse_args()
     docs = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         command, database = [sys.executable, "-m", "dataeff"], str(Path(folder) / "laptop.duckdb")
@@ -61,11 +61,11 @@ def main() -> None:
                 time.sleep(0.1)
         try:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            if wanted.all:
-                wanted.all.mkdir(parents=True, exist_ok=True)
+            if arguments.all:
+                arguments.all.mkdir(parents=True, exist_ok=True)
                 for name in PAGES:
                     for scheme in ("light", "dark"):
-                        shoot(browser, name, wanted.all / f"{name}-{scheme}.png", scheme, 1700)
+                        shoot(browser, name, arguments.all / f"{name}-{scheme}.png", scheme, 1700)
             else:
                 shoot(browser, "answer", docs / "answer.png", "light", 1150)
                 shoot(browser, "study", docs / "study.png", "dark", 1500)

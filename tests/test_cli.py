@@ -81,7 +81,7 @@ def test_runs_are_filtered_sorted_and_cut(finished):
 def test_show_takes_the_beginning_of_a_run_id(finished):
     (first,) = json.loads(ok("runs", "-n", "1", "--columns", "run_id,val_loss", "--json", cwd=finished))
     shown = json.loads(ok("show", first["run_id"][:8], "--json", cwd=finished))
-    assert shown["run"]["val_loss"] == first["val_loss"]
+    assert shown["row"]["val_loss"] == first["val_loss"]
     assert shown["evaluations"][-1]["val_loss"] == first["val_loss"]
     assert [attempt["outcome"] for attempt in shown["attempts"]] == ["finished"]
     assert shown["cells"]
@@ -108,7 +108,7 @@ def test_corpora_and_doctor_look_around(finished):
     assert all(row["tokens_per_second"] > 0 for row in samples)
     assert tokens["name"] == "tiny" and tokens["train_tokens"] > 2048
     out = ok("doctor", cwd=finished)
-    assert "schema version" in out and "bad" not in out
+    assert "1 study(s)" in out and "weights" in out and "bad" not in out
 
 
 def test_the_database_may_be_named_by_option_or_environment(finished, tmp_path):
@@ -173,18 +173,18 @@ def test_a_corrupt_database_is_left_as_it_is(finished, tmp_path):
     for command in (["run", "tiny.toml"], ["status"], ["doctor"]):
         done = dataeff(*command, cwd=tmp_path)
         assert done.returncode == 1, command
-        assert "run folders" in done.stdout + done.stderr and "Traceback" not in done.stderr
+        assert "makes it anew from the files" in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "dataeff.duckdb").read_bytes() == damaged
 
 
-def test_a_database_of_a_newer_schema_is_refused_and_unchanged(finished, tmp_path):
+def test_a_database_of_another_schema_is_refused_and_unchanged(finished, tmp_path):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     with duckdb.connect(tmp_path / "dataeff.duckdb") as connection:
-        connection.execute("INSERT INTO schema_migration VALUES (999, '0999_later', now())")
+        connection.execute("UPDATE schema SET version = 'later'")
     before = (tmp_path / "dataeff.duckdb").read_bytes()
-    for command in (["run", "tiny.toml"], ["status"]):
+    for command in (["status"], ["sql", "from run"], ["answer", "tiny"]):
         done = dataeff(*command, cwd=tmp_path)
-        assert done.returncode == 1 and "999" in done.stderr and "newer" in done.stderr
+        assert done.returncode == 1 and "another version of dataeff" in done.stderr and "dataeff rebuild" in done.stderr
     assert (tmp_path / "dataeff.duckdb").read_bytes() == before
 
 

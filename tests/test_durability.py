@@ -71,7 +71,8 @@ def check_against(finished: Path, folder: Path) -> None:
     assert results(folder).keys() == recorded(folder).keys()
     with duckdb.connect(folder / "dataeff.duckdb", read_only=True) as connection:
         ended = connection.execute(
-            "SELECT run_id, count(*) FILTER (outcome IN ('finished', 'diverged')) FROM attempt GROUP BY run_id"
+            """SELECT job_id, count(*) FILTER (outcome IN ('finished', 'diverged')) FROM attempt
+            WHERE kind = 'train' GROUP BY job_id"""
         ).fetchall()
     assert {run_id for run_id, _ in ended} == recorded(folder).keys()
     assert {n for _, n in ended} <= {0, 1}  # 0: killed between result.json and the attempt's own end
@@ -111,7 +112,7 @@ def test_a_lost_database_and_a_lost_optuna_journal_are_rebuilt_from_the_run_fold
 
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "dataeff.duckdb").unlink()
-    (tmp_path / "dataeff.files" / "optuna.log").unlink()
+    (tmp_path / "dataeff.files" / "optuna" / "tiny.log").unlink()
     before = results(tmp_path)
     again = dataeff("run", "tiny.toml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -119,11 +120,11 @@ def test_a_lost_database_and_a_lost_optuna_journal_are_rebuilt_from_the_run_fold
     assert recorded(tmp_path) == recorded(finished)
 
 
-def test_a_torn_optuna_journal_is_set_aside(finished, tmp_path):
+def test_a_torn_optuna_journal_is_written_anew(finished, tmp_path):
     import shutil
 
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    journal = tmp_path / "dataeff.files" / "optuna.log"
+    journal = tmp_path / "dataeff.files" / "optuna" / "tiny.log"
     journal.write_bytes(journal.read_bytes()[:-7])
     again = dataeff("run", "tiny.toml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr

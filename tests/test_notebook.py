@@ -12,15 +12,16 @@ def test_two_lines_give_frames_and_charts_of_a_study(finished):
     results = dataeff.open(finished / "dataeff.duckdb")
     assert results.studies == ["tiny"]
     answer = results.answer()
-    wanted = results.sql("SELECT recipe, seed_tokens, best_trained FROM asymptote ORDER BY ALL")
-    found = answer[["recipe", "seed_tokens", "best_trained"]].sort_values(["recipe", "seed_tokens"], ignore_index=True)
-    assert found.equals(wanted)
+    recorded = results.sql("SELECT recipe, seed_tokens, best_trained FROM asymptote ORDER BY ALL")
+    trained = answer[["recipe", "seed_tokens", "best_trained"]].sort_values(["recipe", "seed_tokens"], ignore_index=True)
+    assert trained.equals(recorded)
     assert results.sql("SELECT count(*) AS n FROM run WHERE status = $1", "finished").n[0] > 10
-    assert "standard reaches" in results.said("tiny")
-    assert len(results.limits_chart().to_dict()["hconcat"]) == 2
+    assert "standard reaches" in results.summary("tiny")
+    chart = results.limits_chart().to_dict()
+    assert {row["panel"] for row in chart["data"]["values"]} == {"D = 1,024 tokens", "D = 2,048 tokens"}
 
 
-def test_what_is_not_there_is_told(finished, tmp_path):
+def test_a_missing_file_study_or_column_is_reported(finished, tmp_path):
     with pytest.raises(NotFoundError, match="there is no database"):
         dataeff.open(tmp_path / "none.duckdb")
     results = dataeff.open(finished / "dataeff.duckdb")

@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 def test_every_command_of_the_readme_works(finished, command):
     """On the tiny study in place of the quickstart, whose run is a test of its own."""
     (run_id,) = dataeff("runs", "-n", "1", "--columns", "run_id", "--csv", cwd=finished).stdout.split()[1:]
-    words = shlex.split(command.replace("quickstart", "tiny.toml").replace("RUN", run_id[:6]))
+    words = shlex.split(command.replace("quickstart", "tiny.toml").replace(" ID", f" {run_id[:6]}"))
     if words[1] == "status":
         words = [word.removesuffix(".toml") for word in words]
     done = dataeff(*words[1:], cwd=finished)
@@ -70,7 +70,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def test_the_wheel_carries_database_studies_pages_and_corpus(installed, tmp_path):
-    for name in ("db/migrations/0001_initial.sql", "db/views/3_laws.sql", "app/answer.py", "studies/quickstart.toml"):
+    for name in ("db/README.md", "db/views/3_laws.sql", "app/answer.py", "studies/quickstart.toml"):
         assert (installed / "dataeff" / "_share" / name).exists(), name
     tiny = TINY.replace('name = "tiny"\npath = "text"', 'name = "state-of-the-union"').replace("[1024, 2048]", "[1024]")
     (tmp_path / "tiny.toml").write_text(tiny.replace("sizes = [", "sizes = [").replace("seeds = [0, 1]", "seeds = [0]"))

@@ -43,12 +43,12 @@ def train_bpe(documents: Iterable[str], vocabulary: int) -> Tokenizer:
 def load(spec: TokenizerSpec, directory: Path) -> Tokenizer:
     """Load the tokenizer of kind `file` (relative to `directory`) or `hugging_face`. Raises `CorpusError` if it cannot."""
     if spec.kind == "file":
-        opened, name, remedy = Tokenizer.from_file, str(directory / Path(spec.path).expanduser()), "give a tokenizer.json"
+        read, name, remedy = Tokenizer.from_file, str(directory / Path(spec.path).expanduser()), "give a tokenizer.json"
     else:
-        opened, name = Tokenizer.from_pretrained, spec.name
+        read, name = Tokenizer.from_pretrained, spec.name
         remedy = "check name, connection and access, and pip install 'dataeff[hugging-face]'; or use kind = 'file'"
     try:
-        return _for_whole_documents(opened(name))
+        return _for_whole_documents(read(name))
     except Exception as error:  # tokenizers raises bare Exception for whatever it cannot read
         raise CorpusError(f"cannot load the tokenizer {name}: {error}; {remedy}") from error
 
@@ -56,8 +56,8 @@ def load(spec: TokenizerSpec, directory: Path) -> Tokenizer:
 def separator_id(tokenizer: Tokenizer) -> int:
     """Return the id of the token that precedes each document. Raises `CorpusError` when the vocabulary has none."""
     for token in SEPARATORS:
-        if (found := tokenizer.token_to_id(token)) is not None:
-            return found
+        if (separator := tokenizer.token_to_id(token)) is not None:
+            return separator
     raise CorpusError(f"the tokenizer has no token that ends a text; add one of {', '.join(SEPARATORS)}")
 
 

@@ -1,48 +1,38 @@
-"""What an executor is: something that turns jobs into facts in run folders and says when each has ended.
+"""What an executor is: something that turns jobs into facts in their folders and says when each has ended.
 
-`submit(job)` never blocks; `events(timeout)` returns what has happened since. The executor does not know studies,
-searches or the database: it may be replaced by a fleet without any of them noticing. An outcome is never guessed:
-a job ends with the outcome its attempt has on disk.
+`submit(request)` never blocks; `events(timeout)` returns what has happened since. The executor does not know studies,
+searches, the database or what kinds of jobs there are: it may be replaced by a fleet without any of them noticing. An
+outcome is never guessed: a job ends with the outcome its attempt has on disk.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Self
 
-from dataeff.specs.ensemble import EnsembleSpec, SampleSpec
-from dataeff.specs.result import Outcome, RunFolder, Store
-from dataeff.specs.run import RunSpec
+from dataeff.facts.job import Job, Outcome, Progress
+from dataeff.facts.store import JobFolder, Store
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to train, ensemble to evaluate or text to sample: what, in which store, from which token folder."""
+class Request:
+    """A job to run, and the store that holds its inputs and takes its result: an absolute path, wherever the worker runs."""
 
-    spec: RunSpec | EnsembleSpec | SampleSpec
+    job: Job
     store: Store
-    tokens: Path
-    evaluations: int
+    evaluations: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "store", Store(self.store.path.resolve()))
 
     @property
-    def folder(self) -> RunFolder:
-        return self.store.folder_of(self.spec)
+    def folder(self) -> JobFolder:
+        return self.store.folder(self.job)
 
     @property
     def id(self) -> str:
-        return self.folder.id
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """A job under way; steps of a sampling are its tokens. Losses in nats per token."""
-
-    id: str
-    step: int
-    steps: int
-    tokens_per_second: float
-    train_loss: float | None
+        return self.job.id
 
 
 @dataclass(frozen=True)
@@ -55,23 +45,40 @@ class Ended:
     trained: bool = True
 
 
-Event = Progressed | Ended
+Event = Progress | Ended
 
 
-class Executor(Protocol):
-    """Runs jobs. A context manager: leaving it stops every process it started."""
+class Executor:
+    """Runs jobs. Leaving the context stops every process it started."""
 
-    slots: int  # jobs that run at the same time
+    slots = 1  # jobs that run at the same time
 
-    def __enter__(self) -> Executor: ...
+    def __init__(self) -> None:
+        self._requests: deque[Request] = deque()
+        self._stopped = False
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def submit(self, job: Job) -> None:
-        """Take the job; it starts as soon as a slot is free."""
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def submit(self, request: Request) -> None:
+        """Take the job; it starts as soon as a slot is free. Its inputs must be there."""
+        self._requests.append(request)
 
     def events(self, timeout: float) -> list[Event]:
         """Return what happened, waiting at most `timeout` seconds for the first event."""
+        raise NotImplementedError
 
     def stop(self) -> None:
-        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start."""
+        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it,
+        in the middle of anything, so what there is to do is left to the next `events()`.
+        """
+        self._stopped = True
+
+    def _end_waiting(self) -> list[Event]:
+        """Return the end of every job that has not started."""
+        ended = [Ended(each.id, "preempted", "stopped before it started", trained=False) for each in self._requests]
+        self._requests.clear()
+        return ended

@@ -1,6 +1,6 @@
 """The executor of one machine: a pool of warm worker processes, one a GPU, or one a CPU core with one thread each.
 
-A worker is started once and trains many runs, so that importing torch is paid once. Workers are spawned, never
+A worker is started once and runs many jobs, so that importing torch is paid once. Workers are spawned, never
 forked: a forked CUDA context or thread pool is broken. A worker that dies is replaced, and its job ends as `killed`.
 """
 
@@ -12,7 +12,7 @@ import platform
 import shutil
 import signal
 import subprocess
-from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -20,8 +20,9 @@ from multiprocessing.process import BaseProcess
 
 from filelock import FileLock, Timeout
 
-from dataeff.execution.attempts import close_dead_attempts
-from dataeff.execution.base import Ended, Event, Job
+from dataeff.execution.base import Ended, Event, Executor, Request
+from dataeff.execution.worker import worker_main
+from dataeff.facts.store import mark_killed_attempts
 
 
 def usable_gpus() -> list[str]:
@@ -49,21 +50,14 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     gpu: str | None
-    job: Job | None = None
-    told_to_stop: bool = False
-
-
-def _enter(connection: Connection, gpu: str | None) -> None:
-    """The child's first function: importing the worker, and torch with it, is left to the child."""
-    from dataeff.execution.worker import worker_main
-
-    worker_main(connection, gpu)
+    request: Request | None = None
+    asked_to_stop: bool = False
 
 
 def _start(gpu: str | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_enter, args=(theirs, gpu), daemon=True, name="dataeff-worker")
+    process = context.Process(target=worker_main, args=(theirs, gpu), daemon=True, name="dataeff-worker")
     # Ctrl-C reaches the whole process group, and the controller decides. A blocked signal stays blocked in the child, from
     # its first instruction on; the resource tracker would unblock it, so it is started before.
     resource_tracker.ensure_running()
@@ -74,90 +68,71 @@ def _start(gpu: str | None) -> _Worker:
     return _Worker(process, ours, gpu)
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Warm worker processes on this machine."""
 
     def __init__(self, workers: int | None = None) -> None:
+        super().__init__()
         self.slots = workers or default_workers()
         self._gpus = usable_gpus()
         self._workers: list[_Worker] = []
-        self._jobs: deque[Job] = deque()
-        self._stopped = False
-
-    def __enter__(self) -> LocalExecutor:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
         for worker in self._workers:
             worker.connection.close()
-            worker.process.join(timeout=5 if worker.job is None else 0)
+            worker.process.join(timeout=5 if worker.request is None else 0)
             worker.process.kill()
             worker.process.join()
         self._workers.clear()
 
-    def submit(self, job: Job) -> None:
-        self._jobs.append(job)
+    def submit(self, request: Request) -> None:
+        super().submit(request)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._jobs and not self._stopped:
-            worker = next((w for w in self._workers if w.job is None), None)
+        while self._requests and not self._stopped:
+            worker = next((w for w in self._workers if w.request is None), None)
             if worker is None:
                 if len(self._workers) == self.slots:
                     return
-                held = [worker.gpu for worker in self._workers]
-                worker = _start(min(self._gpus, key=held.count, default=None))  # the least used GPU
+                used = [worker.gpu for worker in self._workers]
+                worker = _start(min(self._gpus, key=used.count, default=None))  # the least used GPU
                 self._workers.append(worker)
-            worker.job = self._jobs.popleft()
+            worker.request = self._requests.popleft()
             try:
-                worker.connection.send(worker.job)
+                worker.connection.send(worker.request)
             except BrokenPipeError:  # it died while idle: the job has not begun, another worker takes it
-                self._jobs.appendleft(worker.job)
+                self._requests.appendleft(worker.request)
                 self._workers.remove(worker)
 
     def events(self, timeout: float) -> list[Event]:
-        happened: list[Event] = []
-        if self._stopped:
-            happened += [Ended(job.id, "preempted", "stopped before it started", trained=False) for job in self._jobs]
-            self._jobs.clear()
-            self._tell_to_stop()
-        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
-        for connection in wait(list(busy), timeout=0 if happened else timeout):
+        busy = {worker.connection: worker for worker in self._workers if worker.request is not None}
+        events: list[Event] = self._end_waiting() if self._stopped else []
+        for worker in busy.values():
+            if self._stopped and not worker.asked_to_stop:
+                worker.asked_to_stop = True
+                with suppress(BrokenPipeError):  # already gone: its pipe is found closed below
+                    worker.connection.send(None)
+        for connection in wait(list(busy), timeout=0 if events else timeout):
             worker = busy[connection]
             try:
                 event = worker.connection.recv()
             except (EOFError, ConnectionResetError):
-                event = self._bury(worker)
+                event = self._end_dead_worker(worker)
             if isinstance(event, Ended):
-                worker.job = None
-            happened.append(event)
+                worker.request = None
+            events.append(event)
         self._dispatch()
-        return happened
+        return events
 
-    def _bury(self, worker: _Worker) -> Ended:
-        """Take a dead worker out of the pool and say how its job ended."""
+    def _end_dead_worker(self, worker: _Worker) -> Ended:
+        """Take a dead worker out of the pool and return how its job ended."""
         worker.process.join(timeout=5)
         self._workers.remove(worker)
-        folder = worker.job.folder
-        try:
-            with FileLock(folder.lock, timeout=1):
-                close_dead_attempts(folder)
-        except (Timeout, OSError):  # taken over by another study's worker, or unwritable: the next attempt closes it
-            pass
+        folder = worker.request.folder
+        with suppress(Timeout, OSError), FileLock(folder.lock, timeout=1):
+            mark_killed_attempts(folder)  # else, taken by another study's worker or unwritable, the next attempt does it
         code = worker.process.exitcode
         hint = " (signal 9: often the system's out-of-memory killer)" if code == -9 else ""
-        return Ended(worker.job.id, "killed", f"worker process {worker.process.pid} ended with exit code {code}{hint}")
-
-    def stop(self) -> None:
-        # May be called by a signal handler, in the middle of anything: the telling is left to the next `events()`.
-        self._stopped = True
-
-    def _tell_to_stop(self) -> None:
-        for worker in self._workers:
-            if worker.job is not None and not worker.told_to_stop:
-                worker.told_to_stop = True
-                try:
-                    worker.connection.send(None)
-                except BrokenPipeError:  # already gone; its pipe says so below
-                    continue
+        return Ended(worker.request.id, "killed", f"worker process {worker.process.pid} ended with exit code {code}{hint}")

@@ -74,34 +74,33 @@ def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int
 
     Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens.
     """
-    draw, found, reached = np.random.default_rng(seed), {}, {}
+    draw, results, trained = np.random.default_rng(seed), {}, {}
     for recipe, budgets in recipes.items():
         spread = _spread(budgets, resamples, draw)
         for budget in budgets:
-            found[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, draw)
-            reached[recipe, budget.tokens] = _reached(budget, spread, draw)
-        found[recipe, None, DATA_LAW] = _law(*_limits(found, recipe, budgets))
-    law, points = found.get((baseline, None, DATA_LAW), Quantity()), _limits(found, baseline, recipes.get(baseline, ()))
-    for recipe, budgets in recipes.items():
-        for tokens in (budget.tokens for budget in budgets):
-            limit = found[recipe, tokens, ASYMPTOTE]
-            found[recipe, tokens, BY_LAW] = _by_law(law, limit, tokens)
-            found[recipe, tokens, TRAINED] = _by_law(law, reached[recipe, tokens], tokens)
-            found[recipe, tokens, BETWEEN] = _between(*points, limit, tokens)
-    return found
+            results[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, draw)
+            trained[recipe, budget.tokens] = _trained(budget, spread, draw)
+        results[recipe, None, DATA_LAW] = _law(*_limits(results, recipe, budgets))
+    law, points = results.get((baseline, None, DATA_LAW), Quantity()), _limits(results, baseline, recipes.get(baseline, ()))
+    for recipe, tokens in trained:
+        limit = results[recipe, tokens, ASYMPTOTE]
+        results[recipe, tokens, BY_LAW] = _ratio_by_law(law, limit, tokens)
+        results[recipe, tokens, TRAINED] = _ratio_by_law(law, trained[recipe, tokens], tokens)
+        results[recipe, tokens, BETWEEN] = _interpolated_ratio(*points, limit, tokens)
+    return results
 
 
 def _spread(budgets: Sequence[Budget], resamples: int, draw: np.random.Generator) -> Array:
-    """Return what a recipe's estimated noise is multiplied by in each resample, (resamples, 1): it is one for all its cells, so
-    that each cell's draws are Student's t, and their doubt about the noise is shared.
+    """Return what a recipe's estimated noise is multiplied by in each resample, (resamples, 1): one factor for all its cells,
+    so that each cell's draws are Student's t and their errors of the noise are shared.
     """
-    known = [freedom for budget in budgets for freedom in budget.freedom if np.isfinite(freedom)]
-    if not known:
+    estimated = [freedom for budget in budgets for freedom in budget.freedom if np.isfinite(freedom)]
+    if not estimated:
         return np.ones((resamples, 1))
-    return np.sqrt(known[0] / draw.chisquare(known[0], (resamples, 1)))
+    return np.sqrt(estimated[0] / draw.chisquare(estimated[0], (resamples, 1)))
 
 
-def _drawn(losses: Array, errors: Array, freedom: Array, spread: Array, draw: np.random.Generator) -> Array | None:
+def _resampled(losses: Array, errors: Array, freedom: Array, spread: Array, draw: np.random.Generator) -> Array | None:
     """Return draws of the losses, (resamples, cells), none below 0; None where an error is not known."""
     if not np.isfinite(errors).all():
         return None
@@ -112,27 +111,27 @@ def _drawn(losses: Array, errors: Array, freedom: Array, spread: Array, draw: np
 def _limit(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
     if not len(budget.losses):
         return Quantity()
-    draws = _drawn(budget.losses, budget.errors, budget.freedom, spread, draw)
+    draws = _resampled(budget.losses, budget.errors, budget.freedom, spread, draw)
     if budget.over_sizes:
         return _law(budget.sizes, budget.losses, draws)
     best = int(np.argmin(budget.losses))
     return Quantity(float(budget.losses[best]), None if draws is None else draws[:, best])
 
 
-def _reached(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
+def _trained(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
     if budget.trained is None:
         return Quantity()
-    draws = _drawn(*(np.array([value]) for value in budget.trained), spread, draw)
+    draws = _resampled(*(np.array([value]) for value in budget.trained), spread, draw)
     return Quantity(budget.trained[0], None if draws is None else draws[:, 0])
 
 
-def _limits(found: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
+def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
     """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
-    there = [(b.tokens / 1e6, found[recipe, b.tokens, ASYMPTOTE]) for b in budgets]
-    there = [(x, limit) for x, limit in there if limit.value is not None]
-    drawn = there and all(limit.draws is not None for _, limit in there)
-    draws = np.stack([limit.draws for _, limit in there], axis=1) if drawn else None
-    return np.array([x for x, _ in there]), np.array([limit.value for _, limit in there]), draws
+    limits = {b.tokens / 1e6: results[recipe, b.tokens, ASYMPTOTE] for b in budgets}
+    limits = {x: limit for x, limit in limits.items() if limit.value is not None}
+    draws = [limit.draws for limit in limits.values()]
+    values = np.array([limit.value for limit in limits.values()])
+    return np.array(list(limits)), values, np.stack(draws, axis=1) if draws and all(d is not None for d in draws) else None
 
 
 def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
@@ -145,10 +144,10 @@ def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
     if draws is None:
         return Quantity(fitted.limit, fitted=fitted)
     misfit = _misfit(fitted, draws)
-    again = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts)
-    a, alpha, e = (again.parameters[name] for name in ("a", "alpha", "e"))
+    refits = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts)
+    a, alpha, e = (refits.parameters[name] for name in ("a", "alpha", "e"))
     bound = (alpha <= ALPHA_BOUNDS[0] * 1.00001) | (alpha >= ALPHA_BOUNDS[1] * 0.99999)
-    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, again, misfit)
+    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, refits, misfit)
 
 
 def _misfit(fitted: Fit, draws: Array) -> float:
@@ -163,25 +162,28 @@ def _misfit(fitted: Fit, draws: Array) -> float:
     return float(np.sqrt(square / spare)) if stats.chi2.sf(square, spare) < MISFIT else 1.0
 
 
-def _by_law(law: Quantity, limit: Quantity, tokens: float) -> Quantity:
+def _ratio_by_law(law: Quantity, limit: Quantity, tokens: float) -> Quantity:
     if law.fitted is None or law.fitted.law.a <= 0 or limit.value is None:
         return Quantity()
-    here = law.fitted.law
-    value = tokens_by_law(*(np.array([v]) for v in (here.a, here.alpha, here.e, limit.value)))[0] * 1e6 / tokens
-    if law.refits is None or limit.draws is None:
-        return Quantity(float(value) if np.isfinite(value) else None)
-    a, alpha, e = (law.refits.parameters[name] for name in ("a", "alpha", "e"))
-    return _ratio(value, tokens_by_law(a, alpha, e, limit.draws) * 1e6 / tokens)
+    best, draws = law.fitted.law, None
+    value = tokens_by_law(*(np.array([v]) for v in (best.a, best.alpha, best.e, limit.value)))
+    if law.refits is not None and limit.draws is not None:
+        draws = tokens_by_law(*(law.refits.parameters[name] for name in ("a", "alpha", "e")), limit.draws)
+    return _ratio(value, draws, tokens)
 
 
-def _between(x: Array, losses: Array, draws: Array | None, limit: Quantity, tokens: float) -> Quantity:
+def _interpolated_ratio(x: Array, losses: Array, draws: Array | None, limit: Quantity, tokens: float) -> Quantity:
     if len(x) < 2 or limit.value is None:
         return Quantity()
-    value = tokens_by_interpolation(x, losses[None], np.array([limit.value]))[0] * 1e6 / tokens
-    if draws is None or limit.draws is None:
-        return Quantity(float(value) if np.isfinite(value) else None)
-    return _ratio(value, tokens_by_interpolation(x, draws, limit.draws) * 1e6 / tokens)
+    value = tokens_by_interpolation(x, losses[None], np.array([limit.value]))
+    if draws is not None:
+        draws = None if limit.draws is None else tokens_by_interpolation(x, draws, limit.draws)
+    return _ratio(value, draws, tokens)
 
 
-def _ratio(value: float, draws: Array) -> Quantity:
-    return Quantity(float(value) if np.isfinite(value) else None, draws, int((~np.isfinite(draws)).sum()))
+def _ratio(value: Array, draws: Array | None, tokens: float) -> Quantity:
+    """Return the ratio to D, in tokens, of the baseline's D in 1e6 tokens: (1,) and its draws."""
+    ratio = float(value[0] * 1e6 / tokens)
+    ratios = None if draws is None else draws * 1e6 / tokens
+    undefined = 0 if ratios is None else int((~np.isfinite(ratios)).sum())
+    return Quantity(ratio if np.isfinite(ratio) else None, ratios, undefined)

@@ -2,9 +2,8 @@
 
     data efficiency = D_baseline(loss) / D                                      (arXiv 2509.14786, section 2)
 
-D_baseline comes either from the inverse of the baseline's data law, which extrapolates as far as it is asked to, or from
-a straight line in log D between the baseline's measured points, which never leaves their range. Where they disagree, it
-is the law that speaks. Both take many resamples at once; the view `data_efficiency` does the same for one.
+D_baseline comes either from the inverse of the baseline's data law, which extrapolates without bound, or from a straight line
+in log D between the baseline's points, which never leaves their range. The view `data_efficiency` does the same in SQL.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ parameters, which are never negative, once the others (its `bounds` name them) a
     L = sum over j of linear[j] * columns(x, *bounds)[j]
 
 That is all a fit needs to know (`dataeff.laws.fit`), so a new form is one small class: fields, `linear`, `bounds`,
-`source`, `columns`. Bounds are generous; a fit that ends on one says so and is no number to use. A form does not fit.
+`source`, `columns`. Bounds are generous; a fit that ends on one says so and is no number to use.
+
+Units: a, b, e and p are nats/token (a and b where the variable is 1), tau is members, r_tokens and r_parameters are
+repetitions beyond the first pass, exponents have none. x, n, d and unique are in whatever unit the points were given in.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,11 +21,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ALPHA_BOUNDS = (0.02, 3.0)  # db/views/1_power_law.sql has the same
-UNITS = {  # x, n, d and unique are in whatever unit the points were given in
-    **dict.fromkeys(("a", "b"), "nats/token where the variable is 1"),
-    **{"e": "nats/token", "p": "nats/token", "tau": "members, the unit of x", "alpha": "1", "beta": "1"},
-    **dict.fromkeys(("r_tokens", "r_parameters"), "repetitions beyond the first pass"),
-}
 
 
 def _power(x: NDArray, exponent: NDArray | float) -> NDArray:
@@ -55,22 +52,8 @@ class Form:
         return getattr(self, "e", 0.0)
 
 
-class Falling(Form):
-    """A form of one variable, L(x) = a g(x) + limit with g falling to 0."""
-
-    def reach(self, quotient: float) -> float:
-        """Return the x where g(x) = 1 / quotient."""
-        raise NotImplementedError
-
-    def inverse(self, loss: float) -> float | None:
-        """Return the x where the law falls to `loss`: 0 if it is below it everywhere, None if it never is (loss <= limit)."""
-        if not loss > self.limit:
-            return None
-        return self.reach(self.a / (loss - self.limit)) if self.a > 0 else 0.0
-
-
 @dataclass(frozen=True)
-class PowerLaw(Falling):
+class PowerLaw(Form):
     """L(x) = a / x^alpha + e. In arXiv 2509.14786 the law over N, whose limit is a recipe's asymptote, and over D."""
 
     a: float
@@ -83,13 +66,9 @@ class PowerLaw(Falling):
     def columns(x, alpha):
         return _power(x, alpha), 1.0
 
-    def reach(self, quotient):
-        exponent = math.log(quotient) / self.alpha
-        return math.exp(exponent) if exponent < 709 else math.inf
-
 
 @dataclass(frozen=True)
-class Reciprocal(Falling):
+class Reciprocal(Form):
     """L(x) = a / x + e: what averaging K independent members gives to leading order in 1/K."""
 
     a: float
@@ -99,9 +78,6 @@ class Reciprocal(Falling):
     @staticmethod
     def columns(x):
         return 1 / x, 1.0
-
-    def reach(self, quotient):
-        return quotient
 
 
 @dataclass(frozen=True)
@@ -118,7 +94,7 @@ class PowerLawWithoutFloor(PowerLaw):
 
 
 @dataclass(frozen=True)
-class Exponential(Falling):
+class Exponential(Form):
     """L(K) = a exp(-K / tau) + e, an approach faster than any power, for K members: a rival to test the power law against."""
 
     a: float
@@ -130,9 +106,6 @@ class Exponential(Falling):
     @staticmethod
     def columns(x, tau):
         return np.exp(-x / tau), 1.0
-
-    def reach(self, quotient):
-        return max(0.0, self.tau * math.log(quotient))
 
 
 @dataclass(frozen=True)

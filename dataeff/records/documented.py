@@ -1,6 +1,6 @@
-"""What db/README.md says of the database, for who reads it elsewhere: what columns mean, and questions to ask in SQL.
+"""What db/README.md says of the database: what columns mean, and questions to ask in SQL.
 
-The file is for people; its shape is fixed by tests: a heading for each table and view, a row for each column, one block of SQL
+Its shape is fixed by tests: a heading for each table and view, a row for each column or several of a view, one block of SQL
 under "Questions" in which a comment line is a title.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from dataeff.records.queries import query
-from dataeff.records.store import database_folder
+from dataeff.share import shared_folder
 
 
 class Question(NamedTuple):
@@ -26,36 +26,36 @@ class Question(NamedTuple):
 
 @cache
 def _readme() -> str:
-    return (database_folder() / "README.md").read_text(encoding="utf-8")
+    return (shared_folder("db") / "README.md").read_text(encoding="utf-8")
 
 
 @cache
 def meanings() -> dict[tuple[str, str], str]:
     """Return what a column means, by (table or view, column)."""
-    found: dict[tuple[str, str], str] = {}
+    meanings: dict[tuple[str, str], str] = {}
     for section in re.split(r"^##+ ", _readme(), flags=re.MULTILINE):
         name = section.split("\n", 1)[0].strip("` ")
         for columns, meaning in re.findall(r"^\| (`.+?) \| (.+) \|$", section, flags=re.MULTILINE):
-            found |= {(name, column): meaning.replace("`", "") for column in re.findall(r"`(.+?)`", columns)}
-    return found
+            meanings |= {(name, column): meaning.replace("`", "") for column in re.findall(r"`(.+?)`", columns)}
+    return meanings
 
 
 @cache
 def units() -> dict[str, str]:
     """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
-    found: dict[str, str] = {}
+    units: dict[str, str] = {}
     for (_, column), meaning in meanings().items():
         if unit := re.search(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)", meaning):
-            found.setdefault(column, unit[1])
-    return found
+            units.setdefault(column, unit[1])
+    return units
 
 
 @cache
 def questions() -> list[Question]:
-    """Return the questions that come along, in order."""
+    """Return the bundled questions, in order."""
     block = re.search(r"^## Questions$.+?```sql\n(.+?)```", _readme(), flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)
-    return [Question(title, chart, text.strip().removesuffix(";")) for title, chart, text in found]
+    pieces = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)
+    return [Question(title, chart, text.strip().removesuffix(";")) for title, chart, text in pieces]
 
 
 def columns(connection: duckdb.DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -1,204 +1,166 @@
-"""From run folders and studies to rows, inside a write transaction that the caller opened.
+"""From facts to rows, inside a write transaction that the caller opened.
 
-A run is an immutable fact: its row, metrics, evaluations and artifacts are written once and never changed, so ingesting
-a folder again changes nothing. So are an ensemble and a sampling. An attempt's row changes until it has ended. Rows travel
-as one JSON text a table and become typed rows in DuckDB, set by set. Nothing here reads weights or decides what is trained.
+A job's result is an immutable fact: its rows are written once and never changed, so recording it again changes nothing. An
+attempt's row changes until it has ended. Rows travel as one JSON text a table and become typed rows in DuckDB, set by set.
+Nothing here reads weights or decides what is trained.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import duckdb
 
 from dataeff.errors import InputError
-from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleResult, SampleSpec
-from dataeff.specs.result import Attempt, RunFolder, RunResult, load_fact
-from dataeff.specs.run import RunSpec, Spec
+from dataeff.facts.job import Attempt, Fact, Job, job_class
+from dataeff.facts.store import JobFolder, Store, load_fact
 
-Fact = TypeVar("Fact", EnsembleResult, SampleResult)
+KEYS = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of the tables that name jobs
+
+Rows = Iterable[Mapping[str, Any]]
 
 _CURVES = """
     INSERT INTO metric BY NAME
-    SELECT run_id, unnest(curve.step) AS step, unnest(curve.tokens) AS tokens, name, unnest(values) AS value
+    SELECT run_id, unnest(step) AS step, unnest(tokens) AS tokens, name, unnest(values) AS value
     FROM (
-        SELECT run_id, curve, unnest([{name: 'train_loss', values: curve.train_loss},
-            {name: 'gradient_norm', values: curve.gradient_norm}, {name: 'lr', values: curve.lr}], max_depth := 2)
-        FROM (SELECT unnest(from_json_strict($results, '[{"run_id": "VARCHAR", "curve": {"step": ["BIGINT"], "tokens":
-            ["BIGINT"], "train_loss": ["DOUBLE"], "gradient_norm": ["DOUBLE"], "lr": ["DOUBLE"]}}]'), max_depth := 2))
+        SELECT run_id, step, tokens, unnest([{name: 'train_loss', values: train_loss},
+            {name: 'gradient_norm', values: gradient_norm}, {name: 'lr', values: lr}], max_depth := 2)
+        FROM (SELECT unnest(from_json_strict($rows, '[{"run_id": "VARCHAR", "step": ["BIGINT"], "tokens": ["BIGINT"],
+            "train_loss": ["DOUBLE"], "gradient_norm": ["DOUBLE"], "lr": ["DOUBLE"]}]'), max_depth := 2))
     )"""
 
 
-def ingest(
-    connection: duckdb.DuckDBPyConnection,
-    folders: Iterable[RunFolder],
-    corpus_names: Mapping[str, str] | None = None,
-) -> int:
-    """Record what the run folders hold, attempts of unfinished runs too; return how many runs are new.
+def read_job(kind: str, folder: JobFolder) -> tuple[Job, Fact]:
+    """Return the job in a folder and its result. Raises `InputError`, which names the file, for a folder that is not whole."""
+    job = load_fact(job_class(kind), folder.spec)
+    result = load_fact(job.Result, folder.result)
+    owner = next((getattr(result, name) for name in type(result).model_fields if name.endswith("_id")), job.id)
+    if not folder.id == job.id == owner:
+        raise InputError(
+            f"{folder.path} holds the result of {kind} {owner} by the spec of {job.id}; move the folder back, or away"
+        )
+    return job, result
 
-    `corpus_names` gives a name for a corpus' fingerprint. Raises `InputError`, which names the file, for a folder that is
-    not whole.
-    """
-    runs, attempts = [], []
-    for folder in folders:
-        spec = load_fact(RunSpec, folder.spec)
-        if folder.path.name != spec.run_id:
-            raise InputError(f"{folder.spec} is the spec of run {spec.run_id}, not of {folder.path.name}; move the folder back")
-        attempts += [load_fact(Attempt, path).model_dump() for path in sorted(folder.attempts.glob("*.json"))]
-        if folder.result.exists():
-            runs.append((folder, spec, _result(folder, spec)))
+
+def unrecorded(connection: duckdb.DuckDBPyConnection | None, store: Store) -> list[tuple[str, JobFolder]]:
+    """Return kind and folder of every job whose result is not in the database, whether it has one or not."""
+    query = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key in KEYS.items())
+    recorded = _ids(connection, query) if connection else set()
+    return [
+        (kind, folder)
+        for kind in Job.kinds
+        for folder in store.folders(kind)
+        if folder.id not in recorded
+    ]
+
+
+def record_jobs(
+    connection: duckdb.DuckDBPyConnection, jobs: Iterable[tuple[Job, Fact]], corpus_names: Mapping[str, str] | None = None
+) -> int:
+    """Record results; return how many are new. `corpus_names` gives a name for a corpus' fingerprint."""
+    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    for job, result in jobs:
+        rows = job.rows(result)
+        by_table.setdefault(next(iter(rows)), {})[job.id] = rows
+    count = 0
+    for main, by_id in by_table.items():
+        recorded = _ids(connection, f"SELECT {KEYS[main]} FROM {main} WHERE list_contains($1, {KEYS[main]})", [list(by_id)])
+        new = [rows for job_id, rows in by_id.items() if job_id not in recorded]
+        count += len(new)
+        for row in (row for rows in new for row in rows.get("run", ())):
+            row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
+        for table in dict.fromkeys(table for rows in new for table in rows):
+            rows = [row for rows in new for row in rows.get(table, ())]
+            if table == "curve":
+                connection.execute(_CURVES, {"rows": _to_json(rows)})
+            else:
+                _insert(connection, table, rows)
+    return count
+
+
+def _ids(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> set[str]:
+    return {row[0] for row in connection.execute(query, parameters).fetchall()}
+
+
+def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:
+    """Record attempts, with the kind of their job; one recorded before changes only when it has ended since."""
     _insert(
         connection,
         "attempt",
-        attempts,
-        """ON CONFLICT (run_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
+        [{"kind": kind, **attempt.model_dump()} for kind, attempt in attempts],
+        """ON CONFLICT (job_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
            reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome""",
     )
-    ids = [spec.run_id for _, spec, _ in runs]
-    known = _known(connection, "run", ids)
-    new = {spec.run_id: (folder, spec, result) for folder, spec, result in runs if spec.run_id not in known}
-    _insert(connection, "run", [_run_row(spec, result, corpus_names or {}) for _, spec, result in new.values()])
-    _insert(connection, "evaluation", [row for _, _, result in new.values() for row in _evaluation_rows(result)])
-    _insert(connection, "artifact", [row for folder, _, result in new.values() for row in _artifact_rows(folder, result)])
-    if new:
-        curves = [{"run_id": result.run_id, "curve": result.curve.model_dump(mode="json")} for _, _, result in new.values()]
-        connection.execute(_CURVES, {"results": json.dumps(curves)})
-    return len(new)
 
 
-def ingest_ensembles(connection: duckdb.DuckDBPyConnection, folders: Iterable[RunFolder]) -> int:
-    """Record the ensembles whose folders hold a result; return how many are new. Raises as `ingest` does."""
-    new = _record_facts(connection, "ensemble", folders, EnsembleSpec, EnsembleResult)
-    rows = [
-        {"ensemble_id": result.ensemble_id, "number": number, **loss.model_dump(mode="json")}
-        for result in new
-        for number, loss in enumerate(result.losses)
-    ]
-    _insert(connection, "ensemble_loss", rows)
-    return len(new)
-
-
-def ingest_samples(connection: duckdb.DuckDBPyConnection, folders: Iterable[RunFolder]) -> int:
-    """Record the samplings whose folders hold a result; return how many are new. Raises as `ingest` does."""
-    return len(_record_facts(connection, "sample", folders, SampleSpec, SampleResult))
-
-
-def record_runs(connection: duckdb.DuckDBPyConnection, runs: Iterable[Mapping[str, Any]]) -> int:
+def record_runs(connection: duckdb.DuckDBPyConnection, runs: Rows) -> int:
     """Record runs, mappings of the same columns of table `run`; return how many are new. One recorded before stays as it is."""
-    rows = list(runs)
-    known = _known(connection, "run", [row["run_id"] for row in rows])
-    _insert(connection, "run", new := [row for row in rows if row["run_id"] not in known])
-    return len(new)
+    return _insert(connection, "run", list(runs), "ON CONFLICT DO NOTHING")
 
 
-def take_out(connection: duckdb.DuckDBPyConnection, study: str) -> int:
-    """Take a study's cells, trials and fits out, to be recorded anew; return how many cells there were. Runs stay."""
-    (cells,) = connection.execute("SELECT count(*) FROM cell WHERE study = $1", [study]).fetchone()
-    for table in ("trial", "cell_ensemble"):
-        connection.execute(f"DELETE FROM {table} WHERE cell_id IN (SELECT cell_id FROM cell WHERE study = $1)", [study])
-    connection.execute("DELETE FROM cell WHERE study = $1", [study])
-    connection.execute("DELETE FROM fit WHERE study = $1", [study])
-    return cells
+def delete_cells(connection: duckdb.DuckDBPyConnection, study: str, kept: Sequence[str] = ()) -> int:
+    """Delete a study's cells, but those kept, with their trials; return how many. Runs stay."""
+    doomed = "SELECT cell_id FROM cell WHERE study = $1 AND NOT list_contains($2, cell_id)"
+    (count,) = connection.execute(f"SELECT count(*) FROM ({doomed})", [study, list(kept)]).fetchone()
+    for table in ("trial", "cell_ensemble", "cell") if count else ():
+        connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({doomed})", [study, list(kept)])
+    return count
 
 
-def record_study(
-    connection: duckdb.DuckDBPyConnection,
-    name: str,
-    question: str,
-    baseline: str | None,
-    text: str,
-    spec: Mapping[str, Any],
-    asks: str,
-) -> None:
-    """Record a study, or that it was launched again: `started_at` stays, everything else becomes what is given.
+def record_study(connection: duckdb.DuckDBPyConnection, row: Mapping[str, Any]) -> None:
+    """Record a study, a mapping of every column of its table; one recorded before becomes what is given."""
+    _insert(connection, "study", [row], _replacing("name", row))
 
-    `asks` is the identity of everything that decides which runs the study asks for.
+
+def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Rows = (), ensembles: Rows = ()) -> None:
+    """Record cells, mappings of the same columns of table `cell`, with all their trials and ensembles, in place of those before.
+
+    A cell's `search_ended` becomes `search_ended_at`: when the last run that its search used had ended.
     """
-    now = datetime.now(UTC)
-    row = {
-        "name": name,
-        "question": question,
-        "baseline": baseline,
-        "text": text,
-        "text_hash": hashlib.sha256(text.encode()).hexdigest(),
-        "asks": asks,
-        "started_at": now,
-        "updated_at": now,
-        "spec": spec,
-    }
-    changed = [column for column in row if column not in ("name", "started_at")]
-    _insert(connection, "study", [row], _replacing(["name"], changed))
+    rows, ids = list(cells), [row["cell_id"] for row in cells]
+    if not rows:
+        return
+    for table, key, uses in (("trial", "run_id", list(trials)), ("cell_ensemble", "ensemble_id", list(ensembles))):
+        used = [f"{row['cell_id']} {row[key]}" for row in uses]
+        connection.execute(
+            f"DELETE FROM {table} WHERE list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})",
+            [ids, used],
+        )
+        _insert(connection, table, uses, _replacing(f"cell_id, {key}", uses[0]) if uses else "")
+    columns = [{name: value for name, value in row.items() if name != "search_ended"} for row in rows]
+    _insert(connection, "cell", columns, _replacing("cell_id", columns[0]))
+    connection.execute(
+        """UPDATE cell SET search_ended_at = (SELECT max(ended_at) FROM trial JOIN run USING (run_id)
+               WHERE trial.cell_id = cell.cell_id AND role = 'search')
+           WHERE list_contains($1, cell_id)""",
+        [[row["cell_id"] for row in rows if row.get("search_ended")]],
+    )
 
 
-def record_cells(connection: duckdb.DuckDBPyConnection, cells: Iterable[Mapping[str, Any]]) -> None:
-    """Record cells, each a mapping of every column of table `cell`; a cell recorded before becomes what is given."""
-    rows = list(cells)
-    changed = [column for column in rows[0] if column != "cell_id"] if rows else []
-    _insert(connection, "cell", rows, _replacing(["cell_id"], changed))
-
-
-def record_trials(connection: duckdb.DuckDBPyConnection, trials: Iterable[Mapping[str, Any]]) -> None:
-    """Record which run tried which point of a cell, each a mapping of every column of table `trial`; never changed after."""
-    _insert(connection, "trial", list(trials), "ON CONFLICT DO NOTHING")
-
-
-def record_cell_ensembles(connection: duckdb.DuckDBPyConnection, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Record which ensemble was evaluated at which point of a cell, each a mapping of every column of `cell_ensemble`."""
-    _insert(connection, "cell_ensemble", list(rows), "ON CONFLICT DO NOTHING")
-
-
-def record_fits(connection: duckdb.DuckDBPyConnection, studies: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def record_fits(connection: duckdb.DuckDBPyConnection, studies: Sequence[str], rows: Rows) -> None:
     """Record the fits of studies, each a mapping of every column of table `fit`, in place of those they had."""
     connection.execute("DELETE FROM fit WHERE list_contains($1, study)", [list(studies)])
     _insert(connection, "fit", list(rows))
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]], on_conflict: str = "") -> None:
-    """Insert rows, mappings of the same columns, in one statement, with the types the table declares."""
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]], on_conflict: str = "") -> int:
+    """Insert rows, mappings of the same columns, in one statement, with the types the table declares; return how many."""
     if not rows:
-        return
+        return 0
     types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE {table}").fetchall()}
     structure = json.dumps([{name: types[name] for name in rows[0]}])
-    connection.execute(
+    (count,) = connection.execute(
         f"INSERT INTO {table} BY NAME SELECT unnest(from_json_strict($rows, '{structure}'), max_depth := 2) {on_conflict}",
-        {"rows": json.dumps(rows, default=_json, allow_nan=False)},
-    )
+        {"rows": _to_json(rows)},
+    ).fetchone()
+    return count
 
 
-def _known(connection: duckdb.DuckDBPyConnection, table: str, ids: list[str]) -> set[str]:
-    """Return those of `ids` that the table has rows of."""
-    found = connection.execute(f"SELECT {table}_id FROM {table} WHERE list_contains($1, {table}_id)", [ids]).fetchall()
-    return {row[0] for row in found}
-
-
-def _record_facts(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    folders: Iterable[RunFolder],
-    spec_type: type[Spec],
-    result_type: type[Fact],
-) -> list[Fact]:
-    """Insert a row of `table`, what spec and result say of its columns, for each folder that is new; return those results."""
-    columns = [name for name, *_ in connection.execute(f"DESCRIBE {table}").fetchall()]
-    results, rows = {}, {}
-    for folder in folders:
-        if not folder.result.exists():
-            continue
-        spec, result = load_fact(spec_type, folder.spec), load_fact(result_type, folder.result)
-        wanted, found = getattr(spec, f"{table}_id"), getattr(result, f"{table}_id")
-        if not folder.path.name == wanted == found:
-            raise InputError(f"{folder.path} holds {table} {found} by the spec of {wanted}; move the folder back, or away")
-        results[found] = result
-        values = spec.model_dump(mode="json") | result.model_dump(mode="json") | {"recorded_at": datetime.now(UTC)}
-        rows[found] = {name: values[name] for name in columns}
-    new = rows.keys() - _known(connection, table, list(rows))
-    _insert(connection, table, [row for id_, row in rows.items() if id_ in new])
-    return [result for id_, result in results.items() if id_ in new]
+def _to_json(rows: Rows) -> str:
+    return json.dumps(list(rows), default=_json, allow_nan=False)
 
 
 def _json(value: object) -> object:
@@ -207,49 +169,6 @@ def _json(value: object) -> object:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot become a column")
 
 
-def _replacing(keys: list[str], columns: list[str]) -> str:
-    return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in columns)}"
-
-
-def _result(folder: RunFolder, spec: RunSpec) -> RunResult:
-    result = load_fact(RunResult, folder.result)
-    if result.run_id != spec.run_id:
-        raise InputError(f"{folder.result} is the result of run {result.run_id}, not of {spec.run_id}; move its run folder away")
-    if result.status == "finished" and (result.val_loss is None or not math.isfinite(result.val_loss)):
-        raise InputError(
-            f"{folder.result} says finished with a validation loss of {result.val_loss}; a finished run has a finite one"
-        )
-    return result
-
-
-def _run_row(spec: RunSpec, result: RunResult, corpus_names: Mapping[str, str]) -> dict[str, Any]:
-    declared = spec.model_dump(mode="json")
-    ours = {"corpus", "seed_tokens", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout", "order", "precision"}
-    ours |= {"train_seed", "data_seed", "trainer_version"}
-    shape = {"hidden", "layers", "heads", "kv_heads", "feed_forward", "vocabulary", "context_length", "experts", "loops"}
-    row = result.model_dump(mode="json", exclude={"evaluations", "curve", "weights_bytes", "val_loss"})
-    return {
-        **row,
-        **{name: declared[name] for name in ours},
-        **{name: declared["model"][name] for name in shape},
-        "parameters_active": spec.model.parameters_active,
-        "synthetic_share": spec.synthetic_share,
-        "samples": spec.synthetic.samples if spec.synthetic else None,
-        "val_loss": result.val_loss if result.status == "finished" else None,
-        "corpus_name": corpus_names.get(spec.corpus),
-        "started_at": result.started_at,
-        "ended_at": result.ended_at,
-        "spec": declared,
-        "recorded_at": datetime.now(UTC),
-    }
-
-
-def _evaluation_rows(result: RunResult) -> list[dict[str, Any]]:
-    return [{"run_id": result.run_id, "split": "validation", **e.model_dump(mode="json")} for e in result.evaluations]
-
-
-def _artifact_rows(folder: RunFolder, result: RunResult) -> list[dict[str, Any]]:
-    if result.weights_bytes is None:
-        return []
-    path = folder.weights.relative_to(folder.path.parent.parent).as_posix()
-    return [{"run_id": result.run_id, "name": "weights", "path": path, "bytes": result.weights_bytes}]
+def _replacing(keys: str, row: Mapping[str, Any]) -> str:
+    columns = [name for name in row if name not in keys.split(", ")]
+    return f"ON CONFLICT ({keys}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns)}"

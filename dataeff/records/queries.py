@@ -6,14 +6,12 @@ writes, fits or formats.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 
 from dataeff.errors import NotFoundError, QueryError, nearest
-from dataeff.specs.ensemble import EnsembleResult
 
 Answer = tuple[list[str], list[tuple[Any, ...]]]
 
@@ -21,8 +19,6 @@ RUN_COLUMNS = (
     *("run_id", "status", "corpus_name", "seed_tokens", "parameters_total", "lr", "weight_decay", "epochs", "train_seed"),
     *("val_loss", "wall_seconds", "ended_at"),
 )
-
-
 VIEWS_THAT_COST = ("grid_point", "best_run", "certificate", "cell_limit", "asymptote", "data_law", "data_efficiency")
 
 
@@ -49,10 +45,10 @@ def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence
     try:
         if (statements := len(connection.extract_statements(text))) != 1:
             raise QueryError(f"there are {statements} queries in {text!r}; give one")
-        found = connection.execute(text, list(parameters))
-        given = [column[0] for column in found.description or []]
+        result = connection.execute(text, list(parameters))
+        given = [column[0] for column in result.description or []]
         names = [f"{name}_{n}" if (n := given[:i].count(name)) else name for i, name in enumerate(given)]
-        return names, found.fetchall()
+        return names, result.fetchall()
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {error}") from error
 
@@ -61,20 +57,6 @@ def records(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequen
     """Run one query and return its rows as dicts by column name. Raises as `query` does."""
     columns, rows = query(connection, text, parameters)
     return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def recorded_losses(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, float]:
-    """Return the loss of every recorded run on the corpus of this fingerprint, `math.inf` for a diverged one."""
-    rows = connection.execute("SELECT run_id, val_loss FROM run WHERE corpus = $1", [corpus]).fetchall()
-    return {run_id: math.inf if loss is None else loss for run_id, loss in rows}
-
-
-def recorded_ensembles(connection: duckdb.DuckDBPyConnection, corpus: str) -> dict[str, EnsembleResult]:
-    """Return every recorded ensemble evaluated on the corpus of this fingerprint, by its id."""
-    text = """SELECT ensemble_id, list({averaging: averaging, subset: subset, val_loss: val_loss} ORDER BY number) AS losses,
-            any_value(wall_seconds) AS wall_seconds, any_value(device) AS device
-        FROM ensemble JOIN ensemble_loss USING (ensemble_id) WHERE corpus = $1 GROUP BY ensemble_id"""
-    return {row["ensemble_id"]: EnsembleResult.model_validate(row) for row in records(connection, text, [corpus])}
 
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
@@ -97,44 +79,53 @@ def runs(
     look at first; `["all"]` is every column. `limit` 0 is no limit. Raises `NotFoundError` with the nearest column name,
     `QueryError` for a condition that DuckDB refuses.
     """
-    valid = [name for name, *_ in connection.execute("DESCRIBE run").fetchall()]
-    chosen = valid if columns is not None and list(columns) == ["all"] else list(columns or RUN_COLUMNS)
-    for name in (*chosen, sort.removeprefix("-")):
+    valid = connection.table("run").columns
+    chosen = valid if list(columns or ()) == ["all"] else list(columns or RUN_COLUMNS)
+    key, direction = sort.removeprefix("-"), "DESC" if sort.startswith("-") else "ASC"
+    for name in (*chosen, key):
         if name not in valid:
             raise NotFoundError(f"'{name}' is not a column of run; {nearest(name, valid)}")
     names = ", ".join(f'"{name}"' for name in chosen)
-    direction = "DESC" if sort.startswith("-") else "ASC"
     conditions = " AND ".join(f"(\n{condition}\n)" for condition in where) or "true"
-    order = f'"{sort.removeprefix("-")}" {direction} NULLS LAST, run_id'
+    order = f'"{key}" {direction} NULLS LAST, run_id LIMIT {limit or "ALL"}'
     try:
-        return query(connection, f"SELECT {names} FROM run WHERE {conditions} ORDER BY {order} LIMIT {limit or 'ALL'}")
+        return query(connection, f"SELECT {names} FROM run WHERE {conditions} ORDER BY {order}")
     except QueryError as error:
         raise QueryError(f"{error}\nThe columns of run are: {', '.join(valid)}") from error
 
 
-def run_details(connection: duckdb.DuckDBPyConnection, run_id: str) -> dict[str, Any]:
-    """Return one run by its id or the beginning of it: `run` (a dict of its row, empty of values where it never ended),
-    `evaluations`, `attempts` and `cells` (lists of dicts).
+def job_details(connection: duckdb.DuckDBPyConnection, job_id: str) -> dict[str, Any]:
+    """Return one job by its id or the beginning of it: its `kind`, its `row` (a dict, the id alone where it never ended), and
+    lists of dicts: `evaluations`, `losses` (of an ensemble's subsets), `attempts` and `cells`.
 
-    Raises `NotFoundError` when no run or more than one begins so.
+    Raises `NotFoundError` when no job or more than one begins so.
     """
-    text = (
-        "SELECT run_id FROM (SELECT run_id FROM run UNION SELECT run_id FROM attempt) WHERE starts_with(run_id, $1) ORDER BY ALL"
-    )
-    found = [row[0] for row in connection.execute(text, [run_id]).fetchall()]
-    if not found:
-        raise NotFoundError(f"no run id begins with '{run_id}'; `dataeff runs` lists them")
-    if len(found) > 1:
-        raise NotFoundError(f"{len(found)} run ids begin with '{run_id}'; give more of it: {', '.join(found[:5])}")
-    cells = """SELECT cell_id, study, role, number, trial.coordinates,
-            coalesce(best_run.run_id = trial.run_id, false) AS is_best
-        FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1 ORDER BY cell_id"""
-    row = records(connection, "SELECT * FROM run WHERE run_id = $1", found)
+    tables = {"train": ("run", "run_id"), "ensemble": ("ensemble", "ensemble_id"), "sample": ("sample", "sample_id")}
+    ids = [f"SELECT {key} AS id, '{kind}' AS kind FROM {table}" for kind, (table, key) in tables.items()]
+    ids += ["SELECT job_id, kind FROM job", "SELECT job_id, kind FROM attempt"]
+    text = f"SELECT DISTINCT id, kind FROM ({' UNION ALL '.join(ids)}) WHERE starts_with(id, $1) ORDER BY ALL"
+    jobs = connection.execute(text, [job_id]).fetchall()
+    if not jobs:
+        raise NotFoundError(f"no run id begins with '{job_id}'; `dataeff runs` lists them, and table `attempt` has other jobs")
+    if len(jobs) > 1:
+        raise NotFoundError(f"{len(jobs)} ids begin with '{job_id}'; give more of it: {', '.join(id for id, _ in jobs[:5])}")
+    ((full_id, kind),) = jobs
+    table, key = tables.get(kind, ("job", "job_id"))
+    rows = records(connection, f"SELECT * FROM {table} WHERE {key} = $1", [full_id])
+    lists = {
+        "evaluations": "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step",
+        "losses": "SELECT * EXCLUDE ensemble_id FROM ensemble_loss WHERE ensemble_id = $1 ORDER BY number",
+        "attempts": "SELECT * EXCLUDE (job_id, kind) FROM attempt WHERE job_id = $1 ORDER BY number",
+        "cells": """SELECT cell_id, study, role, number, trial.coordinates,
+                coalesce(best_run.run_id = trial.run_id, false) AS is_best
+            FROM trial JOIN best_run USING (cell_id) WHERE trial.run_id = $1
+            UNION ALL SELECT cell_id, study, 'ensemble', number, coordinates, coordinates = best
+            FROM cell_ensemble JOIN cell USING (cell_id) WHERE ensemble_id = $1 ORDER BY cell_id""",
+    }
     return {
-        "run": row[0] if row else {"run_id": found[0], "status": None},
-        "evaluations": records(connection, "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step", found),
-        "attempts": records(connection, "SELECT * EXCLUDE run_id FROM attempt WHERE run_id = $1 ORDER BY number", found),
-        "cells": records(connection, cells, found),
+        "kind": kind,
+        "row": rows[0] if rows else {key: full_id},
+        **{name: records(connection, query, [full_id]) for name, query in lists.items()},
     }
 
 
@@ -143,7 +134,7 @@ def studies(connection: duckdb.DuckDBPyConnection) -> Answer:
     return query(
         connection,
         """SELECT study.name AS study, count(certificate.cell_id) AS cells, count_if(state = 'certified') AS certified,
-            count_if(state = 'boundary') AS boundary, count_if(state = 'open') AS open,
+            count_if(state = 'boundary') AS boundary, count_if(state NOT IN ('certified', 'boundary')) AS open,
             (SELECT count(DISTINCT run_id) FROM trial JOIN run USING (run_id) JOIN cell USING (cell_id)
              WHERE cell.study = study.name) AS runs, updated_at, question
         FROM study LEFT JOIN certificate ON certificate.study = study.name GROUP BY ALL ORDER BY study.name""",
@@ -165,9 +156,8 @@ def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
     require_study(connection, study)
     return query(
         connection,
-        """SELECT best.recipe, best.seed_tokens, best.size, state, best.val_loss, margin,
-            best.val_loss_mean, seeds, lr, weight_decay,
-            epochs, runs, diverged, search_ended_at, certificate.reason
+        """SELECT best.recipe, best.seed_tokens, best.size, certificate.state, best.val_loss, certificate.margin,
+            best.val_loss_mean, seeds, lr, weight_decay, epochs, runs, diverged, search_ended_at, certificate.reason
         FROM best_run AS best JOIN certificate USING (cell_id) JOIN cell USING (cell_id)
         WHERE best.study = $1 ORDER BY best.recipe <> (SELECT baseline FROM study WHERE name = $1), best.recipe, best.seed_tokens,
             best.parameters_total""",
@@ -183,9 +173,9 @@ def names(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def health(connection: duckdb.DuckDBPyConnection) -> str:
-    """Return one line: schema version and how much is recorded."""
-    version, *counts = connection.execute(
-        """SELECT (SELECT max(version) FROM schema_migration), (SELECT count(*) FROM run), (SELECT count(*) FROM study),
+    """Return one line: how much is recorded."""
+    runs, studies, attempts = connection.execute(
+        """SELECT (SELECT count(*) FROM run), (SELECT count(*) FROM study),
             (SELECT count(*) FROM attempt WHERE outcome = 'running')"""
     ).fetchone()
-    return f"schema version {version}, {counts[0]} run(s), {counts[1]} study(s), {counts[2]} attempt(s) under way when last seen"
+    return f"{runs} run(s), {studies} study(s), {attempts} attempt(s) under way when last seen"

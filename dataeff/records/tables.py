@@ -1,269 +1,364 @@
-"""The tables as SQLModel classes: the declared schema, and what `Database.session()` returns rows of.
+"""The schema: every table once, as a SQLModel class. A class's docstring says what a row is, a field's description what its
+column means, with its unit in parentheses.
 
-The schema itself is created by `db/migrations/*.sql`; a test holds the two together. Meanings and units of every
-column are in `db/README.md`. Rows are written in bulk by plain SQL, never through these classes. `metric`, `evaluation`
-and `ensemble_loss` have a primary key here alone: DuckDB keeps no index over them.
+From here come the statements that create the tables and their comments, the tables' section of `db/README.md`
+(`python -m dataeff.records.tables` writes it), and the rows that `Database.session()` returns. Columns are BIGINT, DOUBLE and
+TIMESTAMPTZ. There are no foreign keys: rows arrive in any order, and DuckDB would check them on every update. SQLModel is slow
+to import, so nothing that only asks a query imports this module; rows are written in bulk by plain SQL.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, TIMESTAMP, BigInteger, Double, Integer, String
+from duckdb_sqlalchemy import Dialect
+from sqlalchemy import ARRAY, JSON, BigInteger, CheckConstraint, Double, Float, Integer, MetaData, String
+from sqlalchemy.schema import CreateTable, SetColumnComment, SetTableComment
 from sqlmodel import Field, SQLModel
 
+from dataeff.share import shared_folder
 
-def _count(**keywords: Any) -> Any:
-    """A BIGINT column; SQLModel alone would take 32 bits."""
-    return Field(sa_type=BigInteger, **keywords)
-
-
-def _real(**keywords: Any) -> Any:
-    """A DOUBLE column; SQLModel alone would take 32 bits."""
-    return Field(sa_type=Double, **keywords)
+README_SECTION = re.compile(r"(?<=<!-- tables -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
+TEXTS, INDICES = ARRAY(String), ARRAY(Integer)
 
 
-def _time(**keywords: Any) -> Any:
-    return Field(sa_type=TIMESTAMP(timezone=True), **keywords)
+class Table(SQLModel):
+    metadata = MetaData()
 
 
-class SchemaMigration(SQLModel, table=True):
-    __tablename__ = "schema_migration"
-
-    version: int = Field(primary_key=True)
-    name: str
-    applied_at: datetime = _time()
+def column(description: str, **keywords: Any) -> Any:
+    return Field(description=description, **keywords)
 
 
-class SchemaViews(SQLModel, table=True):
-    __tablename__ = "schema_views"
-
-    hash: str = Field(primary_key=True)
-    applied_at: datetime = _time()
+def key(description: str) -> Any:
+    return column(f"key: {description}", primary_key=True)
 
 
-class Run(SQLModel, table=True):
-    __tablename__ = "run"
-
-    run_id: str = Field(primary_key=True)
-    status: str
-    reason: str | None
-    corpus: str | None
-    corpus_name: str | None
-    seed_tokens: int = _count()
-    parameters_total: int = _count()
-    parameters_non_embedding: int | None = _count()
-    hidden: int | None = _count()
-    layers: int | None = _count()
-    heads: int | None = _count()
-    kv_heads: int | None = _count()
-    feed_forward: int | None = _count()
-    vocabulary: int | None = _count()
-    context_length: int | None = _count()
-    lr: float | None = _real()
-    weight_decay: float | None = _real()
-    epochs: int | None = _count()
-    batch_size: int | None = _count()
-    optimizer: str | None
-    dropout: float | None = _real()
-    order: str | None
-    precision: str | None
-    train_seed: int | None = _count()
-    data_seed: int | None = _count()
-    trainer_version: int | None = _count()
-    val_loss: float | None = _real()
-    val_loss_standard_error: float | None = _real()
-    train_loss: float | None = _real()
-    steps: int | None = _count()
-    tokens_seen: int | None = _count()
-    training_flops: float | None = _real()
-    wall_seconds: float | None = _real()
-    tokens_per_second: float | None = _real()
-    model_flops_utilisation: float | None = _real()
-    peak_memory_bytes: int | None = _count()
-    device: str | None
-    host: str | None
-    torch_version: str | None
-    started_at: datetime | None = _time()
-    ended_at: datetime | None = _time()
-    spec: dict[str, Any] = Field(sa_type=JSON)
-    recorded_at: datetime = _time()
-    parameters_active: int | None = _count()
-    experts: int | None = _count()
-    loops: int | None = _count()
-    synthetic_share: float | None = _real()
-    samples: str | None
-    source: str | None
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})")
 
 
-class Metric(SQLModel, table=True):
-    __tablename__ = "metric"
+class Run(Table, table=True):
+    """One row a finished or diverged run: an immutable fact, written once."""
 
-    run_id: str = Field(primary_key=True)
-    step: int = _count(primary_key=True)
-    tokens: int = _count()
-    name: str = Field(primary_key=True)
-    value: float | None = _real()
+    __table_args__ = (_one_of("status", "finished", "diverged"),)
 
-
-class Evaluation(SQLModel, table=True):
-    __tablename__ = "evaluation"
-
-    run_id: str = Field(primary_key=True)
-    step: int = _count(primary_key=True)
-    tokens: int = _count()
-    split: str = Field(primary_key=True)
-    val_loss: float | None = _real()
-    standard_error: float | None = _real()
-
-
-class Attempt(SQLModel, table=True):
-    __tablename__ = "attempt"
-
-    run_id: str = Field(primary_key=True)
-    number: int = _count(primary_key=True)
-    started_at: datetime = _time()
-    ended_at: datetime | None = _time()
-    outcome: str
-    reason: str | None
-    host: str
-    process_id: int = _count()
-    device: str
-
-
-class Study(SQLModel, table=True):
-    __tablename__ = "study"
-
-    name: str = Field(primary_key=True)
-    question: str | None
-    baseline: str | None
-    text: str
-    text_hash: str
-    asks: str
-    started_at: datetime = _time()
-    updated_at: datetime = _time()
-    spec: dict[str, Any] = Field(sa_type=JSON)
-
-
-class Cell(SQLModel, table=True):
-    __tablename__ = "cell"
-
-    cell_id: str = Field(primary_key=True)
-    study: str
-    recipe: str
-    recipe_limit: str
-    objective: str
-    averaging: str
-    members: int = _count()
-    base: str | None
-    teacher: str | None
-    seed_tokens: int = _count()
-    size: str
-    parameters_total: int = _count()
-    parameters_non_embedding: int | None = _count()
-    axes: dict[str, list[float]] = Field(sa_type=JSON)
-    shape: list[int] = Field(sa_type=ARRAY(Integer))
-    starts: list[list[int]] = Field(sa_type=JSON)
-    note: str | None
-    search_ended_at: datetime | None = _time()
-    search_stopped: str | None
+    run_id: str = key("hash of the canonical RunSpec; of an imported run, of all that is known of it")
+    status: str = column("`finished` or `diverged`")
+    reason: str | None = column("why it counts as diverged")
+    corpus: str | None = column("fingerprint of the token files")
+    corpus_name: str | None = column("what people call the corpus")
+    seed_tokens: int = column("D: distinct training tokens (tokens)")
+    parameters_total: int = column("N: all weights (count)")
+    parameters_non_embedding: int | None = column("weights without the token embedding and the output head (count)")
+    parameters_active: int | None = column("active: all but those of experts that a token is not routed to (count)")
+    hidden: int | None = column("width of the decoder (count)")
+    layers: int | None = column("layers of the decoder (count)")
+    heads: int | None = column("attention heads a layer (count)")
+    kv_heads: int | None = column("key and value heads a layer (count)")
+    feed_forward: int | None = column("width of the feed-forward (count)")
+    vocabulary: int | None = column("tokens in the vocabulary (count)")
+    context_length: int | None = column("tokens in a sequence (count)")
+    experts: int | None = column("feed-forwards a layer; more than 1 is a mixture of experts (count)")
+    loops: int | None = column("times the stack of layers is applied (count)")
+    lr: float | None = column("peak learning rate")
+    weight_decay: float | None = column("decoupled, multiplied by the scheduled learning rate")
+    epochs: int | None = column("passes over the seed tokens (count)")
+    batch_size: int | None = column("sequences a step (count)")
+    optimizer: str | None = column("`adamw` or `muon`")
+    dropout: float | None = column("probability")
+    order: str | None = column("of the sequences, from epoch to epoch: `same` or `reshuffled`; quote it in SQL")
+    precision: str | None = column("of the forward pass: `float32` or `bfloat16`")
+    train_seed: int | None = column("of initialisation and dropout")
+    data_seed: int | None = column("of the order of the sequences")
+    synthetic_share: float | None = column("of the tokens of an epoch, sampled ones, as whole steps give it; NULL without")
+    samples: str | None = column("the sampling they come from: `sample_id` of `sample`; NULL without")
+    trainer_version: int | None = column("raised when the same spec would give another loss")
+    val_loss: float | None = column("final loss on the validation split; NULL when diverged (nats/token)")
+    val_loss_standard_error: float | None = column("of that mean, over validation sequences (nats/token)")
+    train_loss: float | None = column("mean over the last interval of the training curve (nats/token)")
+    steps: int | None = column("optimizer steps done (count)")
+    tokens_seen: int | None = column("training tokens, repeats included (tokens)")
+    training_flops: float | None = column("forward and backward, without recomputation (FLOPs)")
+    wall_seconds: float | None = column("all attempts together, each up to its last checkpoint or its end (s)")
+    tokens_per_second: float | None = column("of training, without evaluation (tokens/s)")
+    model_flops_utilisation: float | None = column("fraction of the device's peak; NULL where the peak is not known")
+    peak_memory_bytes: int | None = column("of the run on a CUDA device; elsewhere the most its process has held so far (bytes)")
+    device: str | None = column("it was trained on")
+    host: str | None = column("where it was trained")
+    torch_version: str | None = column("of PyTorch")
+    started_at: datetime | None = column("start of its first attempt")
+    ended_at: datetime | None = column("end of its last attempt")
+    spec: dict[str, Any] = column("the whole RunSpec, defaults included; of an imported run what is known", sa_type=JSON)
+    source: str | None = column("the table, project or store it was imported from; NULL when trained here")
 
 
-class Trial(SQLModel, table=True):
-    __tablename__ = "trial"
+class Metric(Table, table=True):
+    """Training curves, one row a (run, step, name). No physical key: an index over every step would outgrow the data."""
 
-    cell_id: str = Field(primary_key=True)
-    run_id: str = Field(primary_key=True)
-    role: str
-    number: int = _count()
-    coordinates: list[int] = Field(sa_type=ARRAY(Integer))
+    __mapper_args__ = {"primary_key": ["run_id", "step", "name"]}
 
-
-class Artifact(SQLModel, table=True):
-    __tablename__ = "artifact"
-
-    run_id: str = Field(primary_key=True)
-    name: str = Field(primary_key=True)
-    path: str
-    bytes: int = _count()
+    run_id: str = column("the run")
+    step: int = column("last step of the interval (count)")
+    tokens: int = column("seen up to it (tokens)")
+    name: str = column("`train_loss` (nats/token), `gradient_norm` (before clipping) or `lr`")
+    value: float | None = column("mean over the interval; NULL where it was not finite")
 
 
-class Ensemble(SQLModel, table=True):
-    __tablename__ = "ensemble"
+class Evaluation(Table, table=True):
+    """Validation during training, one row a (run, step, split). No physical key."""
 
-    ensemble_id: str = Field(primary_key=True)
-    corpus: str
-    members: list[str] = Field(sa_type=ARRAY(String))
-    validation_sequences: int = _count()
-    precision: str
-    wall_seconds: float = _real()
-    device: str
-    recorded_at: datetime = _time()
+    __mapper_args__ = {"primary_key": ["run_id", "step", "split"]}
+
+    run_id: str = column("the run")
+    step: int = column("at which it was evaluated (count)")
+    tokens: int = column("seen up to it (tokens)")
+    split: str = column("`validation`")
+    val_loss: float | None = column("NULL where it was not finite (nats/token)")
+    standard_error: float | None = column("of the mean over validation sequences (nats/token)")
 
 
-class EnsembleLoss(SQLModel, table=True):
+class Attempt(Table, table=True):
+    """One row a try at a job, those of unfinished jobs too."""
+
+    job_id: str = key("the job, such as a `run_id`")
+    number: int = key("1, 2, ... (count)")
+    kind: str = column("of the job: `train`, `ensemble`, `sample`, ...")
+    started_at: datetime = column("start of the attempt")
+    ended_at: datetime | None = column("NULL while it runs, and where it disappeared")
+    outcome: str = column("`running`, `finished`, `diverged`, `out_of_memory`, `preempted`, `killed` or `failed`")
+    reason: str | None = column("in words, for what is neither running nor finished")
+    host: str = column("where it ran")
+    process_id: int = column("on that host")
+    device: str = column("it ran on")
+
+
+class Job(Table, table=True):
+    """One row a finished job of a kind that has no table of its own: an immutable fact, written once."""
+
+    job_id: str = key("hash of the canonical spec")
+    kind: str = column("of the job")
+    inputs: list[str] = column("ids of the jobs it used", sa_type=TEXTS)
+    flops: float = column("what it was expected to take (FLOPs)")
+    spec: dict[str, Any] = column("its fields", sa_type=JSON)
+    result: dict[str, Any] = column("what came of it", sa_type=JSON)
+
+
+class Study(Table, table=True):
+    """One row a study, as it was last launched or imported."""
+
+    name: str = key("its name")
+    question: str | None = column("what it asks")
+    baseline: str | None = column("the recipe whose data law measures data efficiency")
+    text: str = column("the declaration (TOML); of imported runs how their table was mapped (JSON)")
+    spec: dict[str, Any] = column("the StudySpec; of imported runs `recipes` and the mapping", sa_type=JSON)
+    corpus: str | None = column("fingerprint of the token files; NULL for imported runs")
+    vocabulary: int | None = column("tokens in the vocabulary; NULL for imported runs (count)")
+    separator: int | None = column("id of the token between documents; NULL for imported runs")
+    imported_from: str | None = column("the table, project or store its runs were imported from; NULL when launched")
+    started_at: datetime = column("first launch or import")
+    updated_at: datetime = column("last launch or import")
+
+
+class Cell(Table, table=True):
+    """One row a cell, (recipe, D, N) of a study, the unit that is tuned, and the state of its search when last resolved."""
+
+    __table_args__ = (
+        _one_of("recipe_limit", "best", "N", "K", "K then N"),
+        _one_of("objective", "single", "K"),
+        _one_of("averaging", "logits", "probabilities", "weights"),
+        _one_of("state", "waiting", "blocked", "searching", "certified", "boundary", "open"),
+    )
+
+    cell_id: str = key("`study/recipe/D/size`")
+    study: str = column("whose cell it is")
+    recipe: str = column("how it trains")
+    recipe_limit: str = column(
+        "how the recipe's limit is taken: `best` (least loss over N), `N` (asymptote in N), `K` (asymptote in the members of an "
+        "ensemble, least over N) or `K then N` (asymptote in N of those)"
+    )
+    objective: str = column("what the search minimises: `single` (the loss of one model) or `K` (the limit of its members)")
+    averaging: str = column("what is averaged over members: `logits`, `probabilities` or `weights`")
+    members: int = column("K: runs an ensemble has (count)")
+    base: str | None = column("`cell_id` of the cell whose optimum is followed; NULL without")
+    teacher: str | None = column("`cell_id` of the teacher whose samples or logits are learned from; NULL without")
+    seed_tokens: int = column("D (tokens)")
+    size: str = column("name of the size")
+    parameters_total: int = column("N of the size: all weights (count)")
+    parameters_non_embedding: int | None = column("weights without the token embedding and the output head (count)")
+    axes: dict[str, list[float]] = column("the grid: values by axis, in axis order", sa_type=JSON)
+    shape: list[int] = column("values an axis (counts)", sa_type=INDICES)
+    starts: list[list[int]] = column("grid indices the search starts from", sa_type=JSON)
+    note: str | None = column("what is unusual about the cell, such as an axis that follows another cell off the study's grid")
+    search_ended_at: datetime | None = column("end of the last run that the search used; NULL while it goes on or was imported")
+    search_stopped: str | None = column("why the search ended, when not by its certificate")
+    state: str = column("`waiting` for other cells, `blocked` by a failure, `searching`, `certified`, `boundary` or `open`")
+    reason: str = column("why it is in that state; of a certified cell what the certificate rests on")
+    best: list[int] | None = column("grid indices of the optimum; NULL without", sa_type=INDICES)
+    best_loss: float | None = column("what the search minimises, at the optimum; NULL without (nats/token)")
+    margin: float | None = column("best finished neighbour minus the optimum; 0 for a tie, NULL when none finished (nats/token)")
+    ties: int | None = column("neighbours of exactly the best loss; NULL without an optimum (count)")
+    neighbours_run: int | None = column("neighbours of the optimum that were run; NULL without (count)")
+    neighbours_missing: list[list[int]] | None = column(
+        "neighbours not run, of the optimum and of points tied with it; NULL without", sa_type=ARRAY(Integer, dimensions=2)
+    )
+    edges: list[str] | None = column("edges of the grid that it lies on, such as `lr upper`; NULL without", sa_type=TEXTS)
+    origin: str = column("cell whose search the optimum comes from: itself, or where nothing is tuned its base's")
+    runs_left: int | None = column("expected runs until the cell is done; NULL where it is not known (count)")
+    flops_left: float | None = column("expected cost of those; NULL where it is not known (FLOPs)")
+
+
+class Trial(Table, table=True):
+    """Which run tried which point of which cell. A run may serve many cells."""
+
+    __table_args__ = (_one_of("role", "search", "replicate", "member"),)
+
+    cell_id: str = key("the cell")
+    run_id: str = key("the run")
+    role: str = column("`search`, `replicate` (the optimum under another seed) or `member` (of the ensemble at a point)")
+    number: int = column("order within the cell's search, from 0 (count)")
+    coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
+
+
+class Ensemble(Table, table=True):
+    """One row an evaluated ensemble: an immutable fact, written once."""
+
+    ensemble_id: str = key("hash of the canonical EnsembleSpec")
+    corpus: str = column("fingerprint of the token files")
+    members: list[str] = column("run ids in order, `RUN@n` for a snapshot", sa_type=TEXTS)
+    validation_sequences: int = column("it was evaluated on (count)")
+    precision: str = column("of the forward pass")
+    wall_seconds: float = column("of the evaluation (s)")
+    device: str = column("it was evaluated on")
+
+
+class EnsembleLoss(Table, table=True):
+    """Losses of subsets of an ensemble's members: all of up to eight members, else the windows of their ring; of averaged
+    weights the first 1, 2, ... K members. No physical key."""
+
     __tablename__ = "ensemble_loss"
+    __mapper_args__ = {"primary_key": ["ensemble_id", "number"]}
 
-    ensemble_id: str = Field(primary_key=True)
-    number: int = _count(primary_key=True)
-    averaging: str
-    subset: list[int] = Field(sa_type=ARRAY(Integer))
-    val_loss: float | None = _real()
+    ensemble_id: str = column("the ensemble")
+    number: int = column("order within it, from 0 (count)")
+    averaging: str = column(
+        "`logits`: cross-entropy of softmax(mean of logits); `probabilities`: of the mean of the softmaxes; `weights`: of one "
+        "model with the mean weights"
+    )
+    subset: list[int] = column("places in `members`, rising, from 0", sa_type=INDICES)
+    val_loss: float | None = column("NULL where it was not finite (nats/token)")
 
 
-class CellEnsemble(SQLModel, table=True):
+class CellEnsemble(Table, table=True):
+    """Which ensembles a cell evaluated at which point."""
+
     __tablename__ = "cell_ensemble"
 
-    cell_id: str = Field(primary_key=True)
-    ensemble_id: str = Field(primary_key=True)
-    number: int = _count()
-    coordinates: list[int] = Field(sa_type=ARRAY(Integer))
+    cell_id: str = key("the cell")
+    ensemble_id: str = key("the ensemble")
+    number: int = column("order within the cell's search, from 0 (count)")
+    coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
 
 
-class Sample(SQLModel, table=True):
-    __tablename__ = "sample"
+class Sample(Table, table=True):
+    """One row a sampling of synthetic text: an immutable fact, written once."""
 
-    sample_id: str = Field(primary_key=True)
-    members: list[str] = Field(sa_type=ARRAY(String))
-    pool: str
-    sequences: int = _count()
-    context_length: int = _count()
-    temperature: float = _real()
-    top_p: float = _real()
-    seed: int = _count()
-    fingerprint: str
-    cross_entropy: float = _real()
-    entropy: float = _real()
-    tokens_per_second: float = _real()
-    wall_seconds: float = _real()
-    device: str
-    recorded_at: datetime = _time()
+    sample_id: str = key("hash of the canonical SampleSpec")
+    members: list[str] = column("run ids of the teacher, in order", sa_type=TEXTS)
+    pool: str = column("`members` (each draws its share of the sequences) or `joint` (from the softmax of their mean logits)")
+    sequences: int = column("sequences drawn (count)")
+    context_length: int = column("tokens in each (count)")
+    temperature: float = column("of the draw")
+    top_p: float = column("of the draw; 1 is off")
+    seed: int = column("of the draw")
+    fingerprint: str = column("of the token file")
+    cross_entropy: float = column("mean -log p of the drawn tokens under what they were drawn from (nats/token)")
+    entropy: float = column("mean entropy of that (nats/token)")
+    tokens_per_second: float = column("drawn (tokens/s)")
+    wall_seconds: float = column("of the draw (s)")
+    device: str = column("it was drawn on")
 
 
-class Fit(SQLModel, table=True):
-    __tablename__ = "fit"
+class Fit(Table, table=True):
+    """One row a law or ratio of a study, with its interval. `fit_state` says whether runs were added since."""
 
-    fit_id: str = Field(primary_key=True)
-    study: str
-    recipe: str
-    seed_tokens: int | None = _count()
-    quantity: str
-    value: float | None = _real()
-    low: float | None = _real()
-    high: float | None = _real()
-    method: str | None
-    resamples: int = _count()
-    undefined: int = _count()
-    points: int = _count()
-    a: float | None = _real()
-    alpha: float | None = _real()
-    e: float | None = _real()
-    objective: float | None = _real()
-    condition: float | None = _real()
-    certified: bool | None
-    warnings: list[str] = Field(sa_type=ARRAY(String))
-    left_out: list[str] = Field(sa_type=ARRAY(String))
-    run_ids: list[str] = Field(sa_type=ARRAY(String))
-    evidence: str
-    fitted_at: datetime = _time()
+    __table_args__ = (
+        _one_of(
+            "quantity", "asymptote", "data_law", "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
+        ),
+    )
+
+    fit_id: str = key("study, recipe, quantity and D")
+    study: str = column("of which study")
+    recipe: str = column("of which recipe")
+    seed_tokens: int | None = column("at which D; NULL for a law over D (tokens)")
+    quantity: str = column(
+        "`asymptote`: the recipe's limit at D; `data_law`: the limit of those over D (both nats/token); `data_efficiency`: by "
+        "the baseline's data law; `data_efficiency_interpolated`: between its measured points; `data_efficiency_trained`: by "
+        "its data law, of the best loss trained (ratios)"
+    )
+    value: float | None = column("the quantity; NULL where there is none, for the reason that the view gives")
+    low: float | None = column("lower end of the 90% interval; NULL where there is none")
+    high: float | None = column("upper end; NULL also where more than 5% of the resamples have none")
+    method: str | None = column("of the interval: `resampled chain` and its version, or why there is none")
+    resamples: int = column("of the whole chain of laws (count)")
+    undefined: int = column("resamples in which it has no value (count)")
+    points: int = column("points of its law; 0 for what is no law (count)")
+    a: float | None = column("of the law L = a / x^alpha + e, x = N / 1e9 or D / 1e6; NULL without (nats/token)")
+    alpha: float | None = column("exponent of that law; NULL without")
+    e: float | None = column("limit of that law; NULL without (nats/token)")
+    objective: float | None = column("its sum of squares (nats^2/token^2)")
+    condition: float | None = column("of its derivatives by the parameters, each scaled to length 1")
+    certified: bool | None = column("whether no better law exists near it or on a finer grid")
+    warnings: list[str] = column(
+        "keys of `dataeff.laws.fit.WARNINGS`, and `misfit` where its residuals are too large for the noise of its points "
+        "(p < 0.01); the interval then takes the noise as large as they are",
+        sa_type=TEXTS,
+    )
+    left_out: list[str] = column("cells that gave it no point, and why", sa_type=TEXTS)
+    run_ids: list[str] = column("the runs whose losses it rests on, members of ensembles among them", sa_type=TEXTS)
+    evidence: str = column("hash of what was recorded of the recipe and of its baseline, and of the schema")
+    fitted_at: datetime = column("when")
+
+
+class Schema(Table, table=True):
+    """One row: which version of the schema this file has."""
+
+    version: str = key("hash of what declares the tables and makes the views and macros")
+    created_at: datetime = column("when this file was made")
+
+
+def statements() -> str:
+    """Return the SQL that creates every table with its comments, in DuckDB's types."""
+    wide = {Integer: BigInteger(), Float: Double()}  # SQLModel alone takes 32 bits
+    ddl: list[Any] = []
+    for model in Table.__subclasses__():
+        table = model.__table__
+        table.comment = _plain(model.__doc__)
+        for column in table.columns:
+            column.comment = _plain(model.model_fields[column.name].description)
+            column.type = wide.get(type(column.type), column.type)
+        ddl += [CreateTable(table), SetTableComment(table), *map(SetColumnComment, table.columns)]
+    dialect = Dialect(paramstyle="named")  # the default style doubles each %
+    return ";\n".join(str(statement.compile(dialect=dialect)) for statement in ddl)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).replace("`", "")
+
+
+def with_tables(readme: str) -> str:
+    """Return the text of `db/README.md` with the section between its two markers made anew."""
+    sections = []
+    for table in Table.__subclasses__():
+        rows = [f"| `{name}` | {field.description} |\n" for name, field in table.model_fields.items()]
+        about = " ".join(table.__doc__.split())
+        sections.append(f"### `{table.__tablename__}`\n\n{about}\n\n| column | meaning |\n|---|---|\n{''.join(rows)}\n")
+    return README_SECTION.sub(lambda _: "\n" + "".join(sections), readme)
+
+
+if __name__ == "__main__":
+    file = shared_folder("db") / "README.md"
+    file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")

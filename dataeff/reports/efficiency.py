@@ -1,4 +1,4 @@
-"""What a recipe is worth in data: its limits against D, the data laws through them, and the ratios read off the baseline.
+"""Data efficiency: limits against D, the data laws through them, and ratios to the baseline.
 
     data efficiency = tokens the baseline needs to reach the recipe's loss / tokens the recipe had      (`data_efficiency`)
 
@@ -8,46 +8,44 @@ best loss that was trained, which was reached. A ratio that does not exist has a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 
 from dataeff.laws.forms import PowerLaw
-from dataeff.records.queries import hold_views, records
-from dataeff.reports.answer import bracketed
-from dataeff.reports.charts import recipe_colour
-from dataeff.reports.frames import recipes
-from dataeff.reports.theme import chart_config
+from dataeff.reports.answer import bracketed, budgets, ratio
+from dataeff.reports.charts import law_figure, log_axis, recipe_colour, tooltips
+from dataeff.reports.frames import Records, by_key, law_line, recipes, study_records
 
 if TYPE_CHECKING:
     import duckdb
 
-Records = list[dict[str, Any]]
 METHODS = {"by law": "", "interpolated": "_interpolated", "best trained": "_trained"}  # what columns of the view end on
-RATIO_NAMES = [f"data_efficiency{ending}" for ending in METHODS.values()]
 FARTHEST = 64  # times its largest budget, to which the baseline's law is drawn at most
-CLIP = 1.6  # times the greatest ratio, to which intervals are drawn
 
-# One row a recipe and D. A ratio without an interval, or an end of it, has a reason too: that of its fit.
+NO_RATIO = {
+    "": "reason",
+    "_interpolated": "interpolation_reason",
+    "_trained": """CASE WHEN best_trained IS NULL THEN 'no loss was reached'
+        WHEN limit_loss IS NOT NULL AND tokens_needed IS NULL THEN reason
+        ELSE 'the baseline has no data law, or its law never reaches this loss' END""",
+}
+
+# One row a recipe and D, with why a ratio, its interval or an end of it is missing.
 RATIOS = f"""
-SELECT view.*, CASE
-        WHEN best_trained IS NULL THEN 'no loss was reached'
-        WHEN data_efficiency_trained IS NULL AND limit_loss IS NOT NULL AND tokens_needed IS NULL THEN reason
-        WHEN data_efficiency_trained IS NULL THEN 'the baseline has no data law, or its law never reaches this loss' END
-        AS reason_trained, reason AS "reason", interpolation_reason AS reason_interpolated, {
+SELECT view.*, {
     ", ".join(
-        f'''CASE WHEN fit{end}.low IS NULL AND fit{end}.high IS NULL AND fit{end}.resamples > 0
+        f'''CASE WHEN data_efficiency{end} IS NULL THEN {reason}
+        WHEN fit{end}.low IS NULL AND fit{end}.high IS NULL AND fit{end}.resamples > 0
         THEN 'in ' || fit{end}.undefined || ' of ' || fit{end}.resamples || ' resamples there is no ratio'
-        ELSE fitted_interval(data_efficiency{end}, fit{end}).reason END AS interval_reason{end or "_law"}'''
-        for end in METHODS.values()
+        ELSE fitted_interval(data_efficiency{end}, fit{end}).reason END AS why{end}'''
+        for end, reason in NO_RATIO.items()
     )
 }
 FROM (SELECT *, concat_ws('/', study, recipe, seed_tokens, 'data_efficiency') AS id FROM data_efficiency WHERE study = $1) AS view
     JOIN study ON study.name = view.study
-    {" ".join(f"LEFT JOIN fit_state AS fit{end} ON fit{end}.fit_id = id || '{end}'" for end in METHODS.values())}
+    {" ".join(f"LEFT JOIN fit_state AS fit{end} ON fit{end}.fit_id = id || '{end}'" for end in NO_RATIO)}
 ORDER BY list_position(json_keys(spec, '$.recipes'), view.recipe), view.recipe, view.seed_tokens
 """
 
@@ -60,68 +58,57 @@ ORDER BY list_position(json_keys(spec, '$.recipes'), law.recipe), law.recipe
 
 def study_efficiency(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return `ratios` (one a recipe and D), the `data_laws` and their `laws` on a grid, the `baseline` and all `recipes`."""
-    hold_views(connection, study)
+    ratios, data_laws = study_records(connection, study, RATIOS, DATA_LAWS)
     (baseline,) = connection.execute("SELECT baseline FROM study WHERE name = $1", [study]).fetchone()
-    ratios, data_laws = (records(connection, text, [study]) for text in (RATIOS, DATA_LAWS))
     laws = [line for law in data_laws if law["alpha"] is not None for line in _law_on_a_grid(law, ratios, baseline)]
     return {"ratios": ratios, "data_laws": data_laws, "laws": laws, "baseline": baseline, "recipes": recipes(connection, study)}
 
 
 def _law_on_a_grid(law: dict[str, Any], ratios: Records, baseline: str) -> Records:
-    """A data law that falls, `within` its budgets; the baseline's also `above` and `below` them, where it is inverted."""
-    budgets = [row["seed_tokens"] for row in ratios if row["recipe"] == law["recipe"] and row["limit_loss"] is not None]
-    low, high = min(budgets), max(budgets)
+    """A data law that falls, over its budgets; the baseline's also beyond them, where it is inverted."""
+    own = [row["seed_tokens"] for row in ratios if row["recipe"] == law["recipe"] and row["limit_loss"] is not None]
+    low, high = min(own), max(own)
     inverted = [row["tokens_needed"] for row in ratios if row["tokens_needed"] and law["recipe"] == baseline]
-    ends = min([low, *inverted]), max([high, *inverted])
-    parts = {"below": (max(ends[0], low / FARTHEST), low), "within": (low, high), "above": (high, min(ends[1], FARTHEST * high))}
-    loss = PowerLaw(law["a"], law["alpha"], law["e"])
-    return [
-        {"recipe": law["recipe"], "part": part, "seed_tokens": tokens, "val_loss": float(loss(tokens / 1e6))}
-        for part, (begin, end) in parts.items()
-        if begin < end
-        for tokens in np.geomspace(begin, end, 41).tolist()
-    ]
+    ends = max(min([low, *inverted]), low / FARTHEST), min(max([high, *inverted]), high * FARTHEST)
+    lines: Records = []
+    for layer, begin, end in (("beyond", ends[0], low), ("law", low, high), ("beyond", high, ends[1])):
+        if begin < end:
+            line = {"layer": layer, "recipe": law["recipe"], "line": f"{law['recipe']} {begin}"}
+            loss = PowerLaw(law["a"], law["alpha"], law["e"])
+            lines += law_line(loss, begin / 1e6, end / 1e6, "seed_tokens", 1e6, "limit_loss", **line)
+    return lines
 
 
 def by_method(ratios: Records, method: str) -> Records:
     """Return recipe, seed_tokens, `ratio`, its 90% interval `low` and `high`, and the `reason` for what of these is missing, by
     one of `METHODS`.
     """
-    end = METHODS[method]
-    return [
-        {
-            "recipe": row["recipe"],
-            "seed_tokens": row["seed_tokens"],
-            "ratio": row[f"data_efficiency{end}"],
-            "low": row[f"data_efficiency{end}_low"],
-            "high": row[f"data_efficiency{end}_high"],
-            "reason": row[f"reason{end}"] if row[f"data_efficiency{end}"] is None else row[f"interval_reason{end or '_law'}"],
-        }
-        for row in ratios
-    ]
+    name = f"data_efficiency{METHODS[method]}"
+    columns = {"ratio": name, "low": f"{name}_low", "high": f"{name}_high", "reason": f"why{METHODS[method]}"}
+    columns = {"recipe": "recipe", "seed_tokens": "seed_tokens", **columns}
+    return [{to: row[of] for to, of in columns.items()} for row in ratios]
 
 
 def ratio_text(shown: Records, method: str) -> list[str]:
     """Return what is missing of the ratios of `by_method`, in sentences; one that begins with two spaces is an item."""
-    said = []
+    lines = []
     for missing, title in ((True, f"No ratio {method}:"), (False, "No interval, or no end of it:")):
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for row in shown:
-            if row["reason"] and (row["ratio"] is None) == missing:
-                reasons.setdefault((row["recipe"], row["reason"]), []).append(f"{row['seed_tokens']:,}")
-        said += [title] if reasons else []
-        said += [f"  {recipe} at D = {'; '.join(at)}: {reason}" for (recipe, reason), at in reasons.items()]
-    return said
+        reasons = by_key([row for row in shown if row["reason"] and (row["ratio"] is None) == missing], "recipe", "reason")
+        lines += [title] if reasons else []
+        lines += [f"  {recipe} at D = {budgets(rows)}: {reason}" for (recipe, reason), rows in reasons.items()]
+    return lines
 
 
 def ratio_table(ratios: Records) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return the ratios as a table to read: numbers beside their 90% intervals, losses in nats per token."""
     rows = [
         (
-            *(row["recipe"], f"{row['seed_tokens']:,}", bracketed(row["limit_loss"], row["e_low"], row["e_high"], ".3f")),
-            *(bracketed(row[name], row[f"{name}_low"], row[f"{name}_high"], ".2f") for name in RATIO_NAMES),
-            "-" if row["tokens_needed"] is None else f"{row['tokens_needed']:,.0f}{' (beyond)' if row['extrapolated'] else ''}",
-            "-" if row["best_trained"] is None else f"{row['best_trained']:.3f}",
+            row["recipe"],
+            f"{row['seed_tokens']:,}",
+            bracketed(row["limit_loss"], row["e_low"], row["e_high"], ".3f"),
+            *(ratio(row, f"data_efficiency{end}") for end in METHODS.values()),
+            bracketed(row["tokens_needed"], None, None, ",.0f") + (" (extrapolated)" if row["extrapolated"] else ""),
+            bracketed(row["best_trained"], None, None, ".3f"),
             row["kind"],
             ", ".join(f"{row[state]} {state}" for state in ("certified", "boundary", "open") if row[state]),
         )
@@ -130,124 +117,49 @@ def ratio_table(ratios: Records) -> tuple[list[str], list[tuple[Any, ...]]]:
     return ["recipe", "D (tokens)", "limit", *METHODS, "tokens needed", "trained", "limit is", "optima"], rows
 
 
-def law_table(data_laws: Records) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return the data laws as a table to read; a is in nats per token where D = 1e6 tokens."""
-    rows = [
-        (
-            law["recipe"],
-            bracketed(law["limit_loss"], law["e_low"], law["e_high"], ".3f"),
-            *("-" if law[name] is None else f"{law[name]:.4g}" for name in ("a", "alpha", "rmse")),
-            f"{law['points']} of {law['budgets']}",
-            law["reason"] or law["interval_reason"] or "",
-        )
-        for law in data_laws
-    ]
-    return ["recipe", "limit", "a at 1e6 tokens", "exponent", "rmse", "budgets", "no limit or interval because"], rows
+def law_table(data_laws: Records) -> tuple[list[str], list[list[Any]]]:
+    """Return the data laws as a table; a is in nats per token where D = 1e6 tokens."""
+    names = ["recipe", "limit_loss", "e_low", "e_high", "a", "alpha", "rmse", "points", "budgets"]
+    rows = [[*(law[name] for name in names), law["reason"] or law["interval_reason"]] for law in data_laws]
+    return [*names, "no limit or interval because"], rows
 
 
-def data_laws_chart(ratios: Records, laws: Records, recipes: Sequence[str], baseline: str, dark: bool = False) -> alt.LayerChart:
+def data_laws_chart(ratios: Records, laws: Records, recipes: Sequence[str], baseline: str) -> alt.LayerChart:
     """Return limits against D (log) with 90% intervals, and the data laws dashed; the baseline's goes on, pale, to where it is
     inverted. `ratios` and `laws` are those of `study_efficiency`.
     """
-    there = [row for row in ratios if row["limit_loss"] is not None]
-    losses = [row["limit_loss"] for row in there] + [row["val_loss"] for row in laws]
-    least, most = min(losses), max(losses)
-    drawn, low, high = _clipped(there, "limit_loss", "e_low", "e_high", least - (most - least) / 4, most + (most - least) / 4)
-    scale = alt.Scale(zero=False, nice=False, padding=8, domain=[min(least, low), max(most, high)])
-    colour = recipe_colour(recipes, there)
-    shown = [*(row["beside"] for row in drawn), *(row["seed_tokens"] for row in laws)]
-    across = _across([row["seed_tokens"] for row in there], shown)
-    y = alt.Y("val_loss:Q", scale=scale, title="limit of the recipe (nats/token)")
-    inside, outside = ([row for row in laws if (row["part"] == "within") == within] for within in (True, False))
-    tooltip = ["recipe:N", alt.Tooltip("seed_tokens:Q", format=","), "kind:N"]
-    tooltip += [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("limit_loss", "e_low", "e_high")]
+    points = [{**row, "low": row["e_low"], "high": row["e_high"]} for row in ratios if row["limit_loss"] is not None]
     note = ["Bars: 90% intervals, side by side. Dashed: data laws over their budgets."]
-    note += [f"Pale: the law of {baseline} where it is inverted beyond them."] if outside else []
-    note += (
-        ["Arrow: the interval goes on beyond the chart."] if any(row.get("above") or row.get("below") for row in drawn) else []
-    )
-    lines = [
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(strokeDash=[6, 4], strokeWidth=1.5, opacity=opacity)
-        .encode(across, y, colour, detail="part:N")
-        for rows, opacity in ((outside, 0.45), (inside, 1))
-    ]
-    return (
-        alt.layer(*lines, *_bars(drawn, across, "limit_loss", y, colour, tooltip))
-        .properties(width=440, height=380, title=alt.TitleParams("Limits against data", subtitle=note))
-        .configure(**chart_config(dark))
-    )
+    if any(row["layer"] == "beyond" for row in laws):
+        note.append(f"Pale: the law of {baseline} where it is inverted beyond them.")
+    return _against_data(points, laws, "limit_loss", "limit of the recipe (nats/token)", recipes, "Limits against data", note)
 
 
-def ratios_chart(ratios: Records, method: str, recipes: Sequence[str], baseline: str, dark: bool = False) -> alt.LayerChart:
-    """Return data efficiency (log) against D (log), `ratios` being those of `by_method`; 1 is the baseline's own worth.
-
-    Recipes of one D stand side by side. An interval that has no upper end, or a far one, ends in an arrow.
-    """
-    there = [row for row in ratios if row["ratio"] is not None]
-    colour, ratios = recipe_colour(recipes, there), [row["ratio"] for row in there]
-    drawn, low, high = _clipped(there, "ratio", "low", "high", min(ratios) / CLIP, max(ratios) * CLIP)
-    scale = alt.Scale(type="log", nice=False, domain=[min(low, 1) / 1.1, max(high, 1) * 1.1])
-    across = _across([row["seed_tokens"] for row in drawn], [row["beside"] for row in drawn])
-    y = alt.Y("ratio:Q", scale=scale, title=f"data efficiency, {method} (ratio)").axis(tickCount=6, format="~g")
-    tooltip = ["recipe:N", alt.Tooltip("seed_tokens:Q", format=",")]
-    tooltip += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("ratio", "low", "high")]
+def ratios_chart(ratios: Records, method: str, recipes: Sequence[str], baseline: str) -> alt.LayerChart:
+    """Return data efficiency (log) against D (log), `ratios` being those of `by_method`; that of the baseline itself is 1."""
+    points = [row for row in ratios if row["ratio"] is not None]
+    ends = [{"layer": "reference", "seed_tokens": end(row["seed_tokens"] for row in points), "ratio": 1} for end in (min, max)]
     note = [f"How many times the tokens {baseline} would need.", "Bars: 90% intervals. Recipes stand side by side at each D."]
-    note += (
-        ["Arrow: the interval has no end there, or one beyond the chart."]
-        if any(row.get("above") or row.get("below") for row in drawn)
-        else []
-    )
-    one = alt.Chart(alt.Data(values=[{"ratio": 1}])).mark_rule(color="#8C8C8C").encode(y)
-    joined = alt.Chart(alt.Data(values=drawn)).mark_line(strokeWidth=1, opacity=0.4).encode(_of(across, "beside"), y, colour)
-    return (
-        alt.layer(one, joined, *_bars(drawn, across, "ratio", y, colour, tooltip))
-        .properties(width=440, height=380, title=alt.TitleParams("Data efficiency", subtitle=note))
-        .configure(**chart_config(dark))
-    )
+    return _against_data(points, ends, "ratio", f"data efficiency, {method} (ratio)", recipes, "Data efficiency", note)
 
 
-def _clipped(rows: Records, value: str, low: str, high: str, floor: float, ceiling: float) -> tuple[Records, float, float]:
-    """Return rows with their intervals as drawn, `from` and `to`, and `below` or `above` where they go on, without end or beyond
-    what is shown; the places `beside` each other of recipes at one D; and what all span.
-    """
-    drawn, order = [], list(dict.fromkeys(row["recipe"] for row in rows))
-    for row in rows:
-        here = {"beside": row["seed_tokens"] * 1.025 ** (order.index(row["recipe"]) - (len(order) - 1) / 2)}
-        if row[low] is not None or row[high] is not None:
-            least, most = -math.inf if row[low] is None else row[low], math.inf if row[high] is None else row[high]
-            here |= {"from": max(least, floor), "to": min(most, ceiling), "below": least < floor, "above": most > ceiling}
-        drawn.append({**row, **here})
-    shown = [row[name] for row in drawn for name in (value, "from", "to") if row.get(name) is not None]
-    return drawn, min(shown), max(shown)
-
-
-def _bars(drawn: Records, across: alt.X, value: str, y: alt.Y, colour: alt.Color, tooltip: list[Any]) -> list[alt.Chart]:
-    """Intervals, the arrows where they go on, and points."""
-
-    def of(rows: Records) -> alt.Chart:
-        return alt.Chart(alt.Data(values=rows)).encode(_of(across, "beside"), color=colour, tooltip=tooltip)
-
-    arrows = [
-        of([row for row in drawn if row.get(where)]).mark_point(shape=shape, filled=True, size=70, opacity=1).encode(_of(y, end))
-        for where, end, shape in (("above", "to", "triangle-up"), ("below", "from", "triangle-down"))
-    ]
-    bars = of([row for row in drawn if "to" in row]).mark_rule(strokeWidth=2).encode(_of(y, "from"), alt.Y2("to:Q"))
-    return [bars, *arrows, of(drawn).mark_point(size=45, filled=True, opacity=1).encode(_of(y, value))]
-
-
-def _of(axis: Any, name: str) -> Any:
-    """The same axis, of another column."""
-    axis = axis.copy()
-    axis.shorthand = f"{name}:Q"
-    return axis
-
-
-def _across(budgets: Sequence[float], shown: Sequence[float]) -> alt.X:
-    """D on a log axis, marked at the budgets and at doublings of the largest."""
-    low, high = (min(shown), max(shown)) if shown else (1, 10)
-    ticks = sorted(set(budgets))
-    while ticks and ticks[-1] * 2 <= high:
+def _against_data(
+    points: Records, others: Records, y: str, y_title: str, recipes: Sequence[str], title: str, note: list[str]
+) -> alt.LayerChart:
+    """Points of recipes side by side at each D, with their intervals; `others` are layers behind them."""
+    is_ratio = y == "ratio"
+    layers = ("curve", "point") if is_ratio else ("point",)
+    order = list(dict.fromkeys(row["recipe"] for row in points))
+    rows = [{**row, "beside": row["seed_tokens"]} for row in others]
+    for row in points:
+        beside = row["seed_tokens"] * 1.025 ** (order.index(row["recipe"]) - (len(order) - 1) / 2)
+        rows += [{"layer": layer, "line": row["recipe"], **row, "beside": beside} for layer in layers]
+    if any((row["low"] is None) != (row["high"] is None) for row in points):
+        note = [*note, "Arrow: the interval has no end there."]
+    ticks = sorted({row["seed_tokens"] for row in points})
+    while ticks[-1] * 2 <= max(row["beside"] for row in rows):
         ticks.append(ticks[-1] * 2)
-    scale = alt.Scale(type="log", domain=[low / 1.1, high * 1.1], nice=False)
-    return alt.X("seed_tokens:Q", scale=scale, title="seed tokens D").axis(format=".3~s", values=ticks, grid=False)
+    tooltip = ["recipe:N", *tooltips(",", "seed_tokens"), *tooltips(".4f", y, "low", "high")]
+    x = log_axis("beside", "seed tokens D", ticks, ",")
+    figure = law_figure(rows, x, y, recipe_colour(recipes, points), tooltip, y_title, log_y=is_ratio, size=(440, 380))
+    return figure.properties(title=alt.TitleParams(title, subtitle=note))

@@ -1,32 +1,33 @@
-"""A study's report: question, answer, figures, tables, what is in doubt, how it was done and what it cost, in one file.
+"""A study's report: question, answer, figures, tables, caveats, how it was done and what it cost, in one file.
 
-A report is made of parts (`Figure`, `Table`, `Text`), each with the SQL behind it, and is written as HTML, which carries its
-charts and the code that draws them and needs no network, or as Markdown with the charts as PNG beside it. Numbers are those of
-the views; nothing is computed here.
+A report is made of parts, each with the SQL behind it, and is written by a template as HTML, which carries its charts and the
+code that draws them and needs no network, or as Markdown with the charts as PNG beside it. Numbers are those of the views;
+nothing is computed here.
 """
 
 from __future__ import annotations
 
-import html
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import duckdb
+import jinja2
 
 import dataeff
 from dataeff.errors import InputError, nearest
 from dataeff.records.queries import query, records
 from dataeff.reports import efficiency, ensembles
-from dataeff.reports.answer import ROWS, answer_table, plain
+from dataeff.reports.answer import ROWS, answer_table, plain, study_answer
 from dataeff.reports.charts import chart_bytes, limits_chart
-from dataeff.reports.frames import CURVES, LAWS, LIMITS, POINTS, WORTH, study_answer
+from dataeff.reports.frames import LIMITS, readable
+from dataeff.reports.theme import themed
 
 UNCERTAIN = """
-SELECT recipe, seed_tokens, size, state, val_loss AS best_loss, margin, reason
+SELECT recipe, seed_tokens, size, state, objective_loss AS best_loss, margin, reason
 FROM certificate LEFT JOIN (FROM grid_point WHERE is_best) AS point USING (cell_id)
 WHERE study = $1 AND state <> 'certified' ORDER BY recipe, seed_tokens, parameters_total
 """
@@ -35,6 +36,12 @@ FITS = """
 SELECT recipe, seed_tokens, quantity, value, low, high, points, undefined, resamples, len(run_ids) AS runs, stale, method,
     warnings
 FROM fit_state WHERE study = $1 AND value IS NOT NULL ORDER BY recipe, quantity, seed_tokens
+"""
+
+MEMBERS = """
+SELECT recipe, size, curve.members, mean_loss AS val_loss, least, greatest, subsets, limit_loss, a, alpha, e
+FROM ensemble_curve AS curve JOIN ensemble_asymptote AS law USING (cell_id, ensemble_id, averaging)
+WHERE study = $1 AND seed_tokens = {seed_tokens} AND averaging = '{averaging}' ORDER BY ALL
 """
 
 # What a run cost counts once in the total, whichever recipes share it.
@@ -53,7 +60,7 @@ VERSIONS = """
 SELECT string_agg(DISTINCT torch_version, ', ') AS torch, string_agg(DISTINCT trainer_version::VARCHAR, ', ') AS trainer,
     string_agg(DISTINCT corpus_name, ', ') AS corpus, string_agg(DISTINCT corpus, ', ') AS corpus_fingerprint,
     string_agg(DISTINCT "precision", ', ') AS "precision", string_agg(DISTINCT source, ', ') AS imported_from,
-    (SELECT max(version) FROM schema_migration) AS "schema"
+    (SELECT version FROM schema) AS "schema"
 FROM (SELECT DISTINCT run_id FROM trial JOIN cell USING (cell_id) WHERE study = $1) JOIN run USING (run_id)
 """
 
@@ -71,85 +78,75 @@ METHOD = (
 
 
 @dataclass(frozen=True)
-class Text:
+class Part:
+    """A section: sentences, a text shown as it is, a chart, or a table; `sql` are the queries behind it, with $1 the study."""
+
     title: str
-    lines: Sequence[str]
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`sql`: the queries whose rows are drawn, with $1 the study."""
-
-    name: str
-    title: str
-    chart: alt.TopLevelMixin
-    sql: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    sql: str
+    lines: Sequence[str] = ()
+    verbatim: str = ""
+    chart: alt.TopLevelMixin | None = None
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    sql: Sequence[str] = ()
     none: str = "None."
     folded: bool = False
 
-
-@dataclass(frozen=True)
-class Report:
-    study: str
-    title: str
-    parts: Sequence[Text | Figure | Table] = field(default_factory=list)
+    @property
+    def name(self) -> str:
+        """The title as part of a file's name."""
+        return re.sub(r"\W+", "-", self.title.lower())
 
 
-def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> Report:
-    """Return the report of a recorded study. Raises `NotFoundError` with the nearest name."""
-    found = study_answer(connection, study)
-    (text,) = connection.execute("SELECT text FROM study WHERE name = $1", [study]).fetchone()
-    title, answers, doubts = found["text"]
+def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
+    """Return the `study`, `title` and `parts` of a report. Raises `NotFoundError` with the nearest name."""
+    answer = study_answer(connection, study)
+    title, answers, caveats = answer["text"]
+    (declaration,) = connection.execute("SELECT text FROM study WHERE name = $1", [study]).fetchone()
     (versions,) = records(connection, VERSIONS, [study])
-    said = [f"{name.replace('_', ' ')}: {value}" for name, value in versions.items() if value is not None]
-    return Report(
-        study,
-        title,
-        [
-            Text("Answer", answers),
-            Figure("limits", "Loss against size at each budget", limits_chart(**found["limits"]),
-                   [POINTS, LAWS, CURVES, LIMITS, WORTH]),
+    software = [f"dataeff {dataeff.__version__}", f"duckdb {duckdb.__version__}"]
+    software += [f"{name.replace('_', ' ')}: {value}" for name, value in versions.items() if value is not None]
+    columns, rows = answer_table(*answer["table"])
+
+    def table(title: str, sql: str, **more: Any) -> Part:
+        columns, rows = query(connection, sql, [study])
+        return Part(title, columns=columns, rows=rows, sql=[sql], **more)
+
+    return {
+        "study": study,
+        "title": title,
+        "parts": [
+            Part("Answer", answers),
+            Part("Loss against size", chart=limits_chart(**answer["limits"] | {"title": ""}), sql=[LIMITS]),
             *_more_figures(connection, study),
-            Table("What each recipe reaches, and what that is worth", *answer_table(*found["table"]), ROWS),
-            Text("What is in doubt", doubts),
-            Table("Optima that are not certified", *query(connection, UNCERTAIN, [study]), UNCERTAIN, "All are certified."),
-            Table("Fits", *query(connection, FITS, [study]), FITS, "Nothing was fitted.", folded=True),
-            Table("Cost", *query(connection, COST, [study]), COST),
-            Text("Method", [ELSEWHERE if versions["imported_from"] else PROTOCOL, METHOD,
-                            f"dataeff {dataeff.__version__}, duckdb {duckdb.__version__}; {'; '.join(said)}"]),
-            Text("The study's declaration", text.splitlines(), folded=True),
+            Part("Limits, losses and data efficiency", columns=columns, rows=rows, sql=[ROWS]),
+            Part("Caveats", caveats),
+            table("Optima that are not certified", UNCERTAIN, none="All are certified."),
+            table("Fits", FITS, none="Nothing was fitted.", folded=True),
+            table("Cost", COST),
+            Part("Method", [ELSEWHERE if versions["imported_from"] else PROTOCOL, METHOD, "; ".join(software)]),
+            Part("Study file", verbatim=declaration, folded=True),
         ],
-    )  # fmt: skip
+    }
 
 
-def _more_figures(connection: duckdb.DuckDBPyConnection, study: str) -> list[Figure]:
+def _more_figures(connection: duckdb.DuckDBPyConnection, study: str) -> list[Part]:
     """Return the figures that need limits, ratios or ensembles, of those that there are."""
-    figures, found = [], efficiency.study_efficiency(connection, study)
-    ratios, named = found["ratios"], (found["recipes"], found["baseline"])
+    figures, frames = [], efficiency.study_efficiency(connection, study)
+    ratios, named = frames["ratios"], (frames["recipes"], frames["baseline"])
     if any(row["limit_loss"] is not None for row in ratios):
-        chart = efficiency.data_laws_chart(ratios, found["laws"], *named)
-        figures.append(Figure("data-laws", "Limits against data", chart, [efficiency.RATIOS, efficiency.DATA_LAWS]))
-    worth = efficiency.by_method(ratios, "by law")
-    if any(row["ratio"] is not None for row in worth):
-        chart = efficiency.ratios_chart(worth, "by law", *named)
-        figures.append(Figure("data-efficiency", "What each recipe is worth in data", chart, [efficiency.RATIOS]))
+        chart = efficiency.data_laws_chart(ratios, frames["laws"], *named)
+        figures.append(Part("Limits against data", chart=chart, sql=[efficiency.RATIOS, efficiency.DATA_LAWS]))
+    by_law = efficiency.by_method(ratios, "by law")
+    if any(row["ratio"] is not None for row in by_law):
+        figures.append(Part("Data efficiency", chart=efficiency.ratios_chart(by_law, "by law", *named), sql=[efficiency.RATIOS]))
     choices = ensembles.ensemble_choices(connection, study)
-    if choices["recipes"]:
-        largest = choices["seed_tokens"][0]
-        drawn = ensembles.study_ensembles(connection, study, largest, choices["averagings"][0], (), ())
-        if drawn["curves"]:
-            chart = ensembles.members_chart(*(drawn[name] for name in ("points", "curves", "laws", "recipes")))
-            title = f"Ensembles at D = {largest:,} tokens, {choices['averagings'][0]} averaged"
-            figures.append(Figure("ensembles", title, chart, [CURVES]))
+    if choices["recipe"]:
+        largest, averaging = choices["seed_tokens"][0], choices["averaging"][0]
+        shown = ensembles.study_ensembles(connection, study, largest, averaging, (), ())
+        if shown["curves"]:
+            chart = ensembles.members_chart(*(shown[name] for name in ("points", "curves", "laws", "recipes")))
+            title = f"Ensembles at D = {largest:,} tokens, {averaging} averaged"
+            figures.append(Part(title, chart=chart, sql=[MEMBERS.format(seed_tokens=largest, averaging=averaging)]))
     return figures
 
 
@@ -159,102 +156,30 @@ def require_report_form(form: str) -> None:
         raise InputError(f"a report cannot be written as '{form}'; {nearest(form, ['html', 'md'])}")
 
 
-def write_report(report: Report, path: Path, form: str) -> list[Path]:
+def write_report(report: dict[str, Any], path: Path, form: str) -> list[Path]:
     """Write a report as `form` "html" or "md" (charts beside it, as PNG); return the files. Raises `InputError` for another."""
     require_report_form(form)
+    charts = {part.name: themed(part.chart) for part in report["parts"] if part.chart}
     if form == "html":
-        path.write_text(_html(report), encoding="utf-8")
+        from vl_convert import javascript_bundle
+
+        specs = {name: chart.to_dict() for name, chart in charts.items()}
+        path.write_text(_filled("report.html.j2", report=report, charts=specs, javascript=javascript_bundle()), encoding="utf-8")
         return [path]
-    charts = {part.name: path.with_name(f"{path.stem}-{part.name}.png") for part in report.parts if isinstance(part, Figure)}
-    for part in report.parts:
-        if isinstance(part, Figure):
-            charts[part.name].write_bytes(chart_bytes(part.chart, "png"))
-    path.write_text(_markdown(report, charts), encoding="utf-8")
-    return [path, *charts.values()]
+    files = {name: path.with_name(f"{path.stem}-{name}.png") for name in charts}
+    for name, chart in charts.items():
+        files[name].write_bytes(chart_bytes(chart, "png"))
+    path.write_text(_filled("report.md.j2", report=report, stem=path.stem), encoding="utf-8")
+    return [path, *files.values()]
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-
-
-STYLE = """
-body { font: 15px/1.5 Helvetica, Arial, sans-serif; color: #1a1a1a; max-width: 1080px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em } .chart { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid #e0e0e0; vertical-align: top }
-details { font-size: 13px; color: #555 } pre { background: #f6f6f6; padding: 8px; overflow-x: auto }
-"""
-
-
-def _html(report: Report) -> str:
-    from vl_convert import javascript_bundle
-
-    body, specs = [], {}
-    for part in report.parts:
-        body.append(f"<h2>{html.escape(part.title)}</h2>")
-        if isinstance(part, Text):
-            lines = [html.escape(line) for line in part.lines]
-            whole = f"<pre>{chr(10).join(lines)}</pre>"
-            body.append(_folded(whole) if part.folded else _paragraphs(lines))
-            continue
-        if isinstance(part, Figure):
-            specs[f"chart-{part.name}"] = part.chart.to_dict()
-            body.append(f'<div class="chart" id="chart-{part.name}"></div>')
-        elif not part.rows:
-            body.append(f"<p>{html.escape(part.none)}</p>")
-        else:
-            rows = [part.columns, *part.rows]
-            cells = [
-                "".join(f"<{tag}>{html.escape(_shown(v))}</{tag}>" for v in row)
-                for tag, row in zip(["th", *["td"] * len(part.rows)], rows, strict=True)
-            ]
-            whole = f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-            body.append(_folded(whole) if part.folded else whole)
-        queries = [part.sql] if isinstance(part, Table) else part.sql
-        body.append(f"<details><summary>SQL, with $1 = '{html.escape(report.study)}'</summary>")
-        body += [f"<pre>{html.escape(text.strip())}</pre>" for text in queries]
-        body.append("</details>")
-    charts = json.dumps(specs).replace("<", "\\u003c")  # no text of a study's ends the script
-    draw = (
-        'for (const [id, spec] of Object.entries(charts)) vegaEmbed("#" + id, spec, {actions: {source: false, compiled: false}})'
+def _filled(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dataeff.reports"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.study)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(report.title)}</h1>{''.join(body)}"
-        f"<script>{javascript_bundle()}</script><script>const charts = {charts};\n{draw};</script></body></html>\n"
-    )
-
-
-def _folded(whole: str) -> str:
-    return f"<details><summary>show</summary>{whole}</details>"
-
-
-def _paragraphs(lines: Sequence[str]) -> str:
-    return "".join(f"<p>{'&emsp;' * (line.startswith('  '))}{line.strip()}</p>" for line in lines)
-
-
-def _markdown(report: Report, charts: dict[str, Path]) -> str:
-    lines = [f"# {plain(report.title)}"]
-    for part in report.parts:
-        lines += ["", f"## {part.title}", ""]
-        if isinstance(part, Text):
-            items = [f"- {plain(x.strip())}" if x[:2] == "  " else f"{plain(x)}\n" for x in part.lines]
-            lines += ["~~~~~~", *part.lines, "~~~~~~"] if part.folded else items
-            continue
-        if isinstance(part, Figure):
-            lines.append(f"![{part.title}]({charts[part.name].name})")
-        elif not part.rows:
-            lines.append(part.none)
-        else:
-            table = [[plain(_shown(value)) for value in row] for row in (part.columns, *part.rows)]
-            table.insert(1, ["---"] * len(part.columns))
-            lines += [f"| {' | '.join(row)} |" for row in table]
-        queries = [part.sql] if isinstance(part, Table) else part.sql
-        lines += ["", f"<details><summary>SQL, with $1 = '{report.study}'</summary>", ""]
-        lines += [f"```sql\n{text.strip()}\n```\n" for text in queries]
-        lines.append("</details>")
-    return "\n".join(lines) + "\n"
+    environment.filters |= {"readable": readable, "plain": plain}
+    return environment.get_template(template).render(values)

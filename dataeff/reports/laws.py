@@ -21,15 +21,15 @@ from dataeff.errors import InputError
 from dataeff.laws.chain import MISFIT
 from dataeff.laws.fit import WARNINGS, Fit, fit
 from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor, Reciprocal
-from dataeff.laws.intervals import compare, interval, leave_largest_out, profile
-from dataeff.records.queries import hold_views, records
-from dataeff.reports.frames import with_bars
-from dataeff.reports.theme import PALETTE, chart_config, page_colour
+from dataeff.laws.intervals import Comparison, compare, interval, leave_largest_out, profile
+from dataeff.records.queries import records
+from dataeff.reports.charts import law_figure, log_axis, tooltips
+from dataeff.reports.frames import Records, hold_views, law_line, readable, with_bars
+from dataeff.reports.theme import ALARM, GREY, INK, PALETTE
 
 if TYPE_CHECKING:
     import duckdb
 
-Records = list[dict[str, Any]]
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 AXES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}
 HELD_OUT = "power law without the largest point"
@@ -63,27 +63,26 @@ WHERE study = $1 AND recipe = $2 AND seed_tokens = $3 ORDER BY x, size""",
 WITH curve AS (
     FROM ensemble_curve WHERE cell_id = concat_ws('/', $1, $2, $3, $4) AND averaging = $5
 )
-SELECT members || ' members' AS point, members AS x, val_loss, least AS low, greatest AS high, NULL AS error, NULL AS freedom,
-    subsets || ' subsets' AS state, if(val_loss IS NULL, 'a loss is not finite', NULL) AS reason, NULL AS interval_reason
+SELECT members || ' members' AS point, members AS x, mean_loss AS val_loss, least AS low, greatest AS high,
+    subsets || ' subsets' AS state, if(mean_loss IS NULL, 'a loss is not finite', NULL) AS reason
 FROM curve WHERE ensemble_id = (SELECT arg_max(ensemble_id, (members, ensemble_id)) FROM curve) ORDER BY x""",
     "D": """
 SELECT 'D = ' || format('{:,}', seed_tokens) AS point, seed_tokens AS x, limit_loss AS val_loss, e_low AS low, e_high AS high,
-    NULL AS error, NULL AS freedom, kind AS state, reason, interval_reason
+    kind AS state, reason
 FROM asymptote WHERE study = $1 AND recipe = $2 ORDER BY x""",
 }
 
 LIMITS = {
-    "N": """SELECT limit_loss, e_low, e_high, 'resampled chain' AS method, interval_reason, reason
-FROM asymptote WHERE study = $1 AND recipe = $2 AND seed_tokens = $3""",
+    "N": "FROM asymptote WHERE study = $1 AND recipe = $2 AND seed_tokens = $3",
     "K": """
-SELECT limit_loss, e_low, e_high, 'jackknife over members' AS method, interval_reason, law.reason,
+SELECT limit_loss, e_low, e_high, interval_reason, law.reason,
     list_sort(list_distinct(list_transform(ensemble.members, lambda member: split_part(member, '@', 1)))) AS run_ids
 FROM ensemble_asymptote AS law JOIN best_run USING (cell_id, coordinates) JOIN ensemble USING (ensemble_id)
 WHERE law.cell_id = concat_ws('/', $1, $2, $3, $4) AND averaging = $5
 ORDER BY law.members DESC, ensemble_id DESC LIMIT 1""",
-    "D": """SELECT limit_loss, e_low, e_high, 'resampled chain' AS method, interval_reason, reason
-FROM data_law WHERE study = $1 AND recipe = $2""",
+    "D": "FROM data_law WHERE study = $1 AND recipe = $2",
 }
+METHODS = {"N": "resampled chain", "K": "jackknife over members", "D": "resampled chain"}  # of the limit's interval
 
 
 def law_choices(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
@@ -106,93 +105,71 @@ def study_law(
     """
     hold_views(connection, study)
     named = [study, recipe, seed_tokens, size, averaging][: {"N": 3, "K": 5, "D": 2}[over]]
-    rows, (limit,) = records(connection, POINTS[over], named), records(connection, LIMITS[over], named)
-    rows = with_bars(rows) if over == "N" else rows
+    rows, (limit,) = with_bars(records(connection, POINTS[over], named)), records(connection, LIMITS[over], named)
     fit_id = "/".join(str(part) for part in (study, recipe, seed_tokens, "data_law" if over == "D" else "asymptote") if part)
-    stored = records(connection, "SELECT * FROM fit_state WHERE fit_id = $1", [fit_id])
+    stored = next(iter(records(connection, "SELECT * FROM fit_state WHERE fit_id = $1", [fit_id])), None)
     points = [row for row in rows if row["val_loss"] is not None]
     law = {
         "over": over,
         "points": points,
         "left_out": [f"{row['point']}: {row['reason']}" for row in rows if row["val_loss"] is None],
         "limit": limit,
-        "stored": stored[0] if stored else None,
-        "run_ids": limit.pop("run_ids", None) or (stored[0]["run_ids"] if stored else []),
+        "stored": stored,
+        "run_ids": limit.pop("run_ids", None) or (stored["run_ids"] if stored else []),
     }
     try:
         fitted = fit(PowerLaw, [row["x"] / UNITS[over] for row in points], [row["val_loss"] for row in points])
     except InputError as error:
-        return {**law, "fit": None, "why": str(error)}
+        return {**law, "fit": None, "why": str(error), "lines": [], "miss": None}
     for row, residual in zip(points, fitted.residuals.tolist(), strict=True):
         row |= {"residual": residual, "law": row["val_loss"] - residual}
-    return {**law, "why": None, **_tested(over, fitted, points, limit)}
-
-
-def _tested(over: str, fitted: Fit, points: Records, limit: dict[str, Any]) -> dict[str, Any]:
-    """What tests a law, in plain values."""
-    unit, x, y = UNITS[over], fitted.x, fitted.y
-    across = np.geomspace(x.min() * (1 if over == "K" else 0.5), x.max() * 4, 81)
     miss = leave_largest_out(fitted)
-    others = {form: fit(form, x, y) for form in RIVALS if over == "K" or form is not Exponential}
-    lines = {RIVALS[form][0]: other.law for form, other in others.items()} | ({HELD_OUT: miss.law} if miss.law else {})
-    rivals = [
-        {
-            "form": RIVALS[row.form][0],
-            "formula": RIVALS[row.form][1],
-            "limit": None if row.form is PowerLawWithoutFloor else others[row.form].limit,  # 0 by its form, which says nothing
-            "held_out": row.held_out,
-            "aicc": row.aicc,
-            "rmse": others[row.form].rmse,
-            "doubts": "; ".join([*(WARNINGS[name] for name in others[row.form].warnings), *([row.reason] if row.reason else [])]),
-        }
-        for row in compare(list(others), x, y)
-    ]
+    fits = {form: fit(form, fitted.x, fitted.y) for form in RIVALS if over == "K" or form is not Exponential}
+    lines = {RIVALS[form][0]: rival.law for form, rival in fits.items()} | ({HELD_OUT: miss.law} if miss.law else {})
+    span = fitted.x.min() * (1 if over == "K" else 0.5), fitted.x.max() * 4
     return {
-        "fit": {
-            **{name: getattr(fitted.law, name) for name in ("a", "alpha", "e")},
-            "rmse": fitted.rmse,
-            "freedom": fitted.points - fitted.parameters,
-            "warnings": [WARNINGS[name] for name in fitted.warnings],
-            "rising": [value * unit for value in fitted.rising],
-        },
-        "lines": [
-            {"form": name, "x": float(at * unit), "val_loss": loss}
-            for name, line in lines.items()
-            for at, loss in zip(across, line(across).tolist(), strict=True)
-        ],
-        "profile": _profiled(over, fitted, points, limit),
-        "miss": {"x": miss.x * unit, "measured": miss.measured, "predicted": miss.predicted, "reason": miss.reason},
-        "rivals": rivals,
+        **law,
+        "fit": fitted,
+        "lines": [row for form, line in lines.items() for row in law_line(line, *span, "x", UNITS[over], form=form)],
+        "profile": _profile(over, fitted, points, limit),
+        "miss": miss,
+        "rivals": [_rival(row, fits[row.form]) for row in compare(list(fits), fitted.x, fitted.y)],
     }
 
 
-def _profiled(over: str, fitted: Fit, points: Records, limit: dict[str, Any]) -> dict[str, Any]:
-    """The least sum of squares against E, and where all points are equally and knowingly noisy the 90% threshold."""
+def _rival(row: Comparison, fitted: Fit) -> dict[str, Any]:
+    name, formula = RIVALS[row.form]
+    return {
+        "form": name,
+        "L(x)": formula,
+        "limit": None if row.form is PowerLawWithoutFloor else fitted.limit,  # 0 by its form, which says nothing
+        "held-out error": row.held_out,
+        "AICc": row.aicc,
+        "rmse": fitted.rmse,
+        "doubts": "; ".join([*(WARNINGS[name] for name in fitted.warnings), *([row.reason] if row.reason else [])]),
+    }
+
+
+def _profile(over: str, fitted: Fit, points: Records, limit: dict[str, Any]) -> dict[str, Any]:
+    """The least sum of squares against E, and the 90% threshold where all points have the same, estimated noise."""
     sd, freedom, why = _noise(over, points)
-    threshold, misfit, ends = None, None, [limit["e_low"], limit["e_high"]]
-    spare = fitted.points - fitted.parameters
-    if sd is not None and spare > 0:
-        misfit = float(stats.f.sf(fitted.objective / spare / sd**2, spare, min(freedom, 1e12)))
+    threshold, misfit, low, high = None, None, None, None
     if sd is not None:
+        spare = fitted.points - fitted.parameters
+        misfit = float(stats.f.sf(fitted.objective / spare / sd**2, spare, min(freedom, 1e12))) if spare else None
         threshold = fitted.objective + sd**2 * float(stats.f.ppf(0.9, 1, min(freedom, 1e12)))
-        of_profile = interval(fitted, sd=sd, freedom=freedom)
-        ends += [of_profile.low, of_profile.high]
-    known, best, span = [end for end in ends if end is not None], fitted.law.e, float(np.ptp(fitted.y))
-    if known:
-        low = min([best - span / 4, *(best + 1.3 * (end - best) for end in known if end < best)])
-        high = max([best + span / 4, *(best + 1.3 * (end - best) for end in known if end > best)])
-    else:
-        low, high = best - 2 * span, max(best, float(fitted.y.min())) + span / 4
-    low = max(low, 0.0)
-    values = np.unique(np.append(np.linspace(low, high, 81), best))
-    least = profile(PowerLaw, fitted.x, fitted.y, "limit", values)
+        bounds = interval(fitted, sd=sd, freedom=freedom)
+        low, high = bounds.low, bounds.high
+    best, span = fitted.law.e, float(np.ptp(fitted.y))
+    ends = [best + 1.3 * (end - best) for end in (limit["e_low"], limit["e_high"], low, high) if end is not None]
+    ends = [best - span / 4, best + span / 4, *ends] if ends else [best - 2 * span, max(best, fitted.y.min()) + span / 4]
+    values = np.unique(np.append(np.linspace(max(min(ends), 0.0), max(ends), 81), best))
+    least = profile(PowerLaw, fitted.x, fitted.y, values)
     return {
         "points": [{"e": e, "objective": value} for e, value in zip(values.tolist(), least.tolist(), strict=True)],
-        "best": best,
-        "objective": fitted.objective,
         "threshold": threshold,
-        "low": ends[2] if sd is not None else None,
-        "high": ends[3] if sd is not None else None,
+        "low": low,
+        "high": high,
         "misfit": misfit,
         "why": why,
     }
@@ -200,185 +177,142 @@ def _profiled(over: str, fitted: Fit, points: Records, limit: dict[str, Any]) ->
 
 def _noise(over: str, points: Records) -> tuple[float | None, float, str | None]:
     """Return the standard deviation of every point and its degrees of freedom, or None and why there is no one number."""
+    errors = [row.get("error") for row in points]
     if over == "K":
-        return (
-            None,
-            math.inf,
-            "the losses of 1 to K members share their noise; the interval is that of the jackknife over members",
-        )
-    if over == "D":
-        return None, math.inf, "limits are not equally noisy; the interval is that of the resampled chain"
-    errors = [row["error"] for row in points]
-    if None in errors:
-        return None, math.inf, next(row["interval_reason"] for row in points if row["error"] is None) or "its noise is not known"
-    if min(errors) <= 0 or max(errors) > 1.001 * min(errors):
-        return None, math.inf, "the sizes are not equally noisy; the interval is that of the resampled chain"
-    return errors[0], float(points[0]["freedom"] or math.inf), None
+        why = "the losses of 1 to K members share their noise; the interval is that of the jackknife over members"
+    elif over == "D":
+        why = "limits are not equally noisy; the interval is that of the resampled chain"
+    elif None in errors:
+        why = next(row["interval_reason"] for row in points if row["error"] is None) or "the noise has not been estimated"
+    elif min(errors) <= 0 or max(errors) > 1.001 * min(errors):
+        why = "the sizes are not equally noisy; the interval is that of the resampled chain"
+    else:
+        return errors[0], float(points[0]["freedom"] or math.inf), None
+    return None, math.inf, why
 
 
 def law_text(law: dict[str, Any]) -> list[str]:
-    """Return what a law says and what is doubtful about it, in sentences; one that begins with two spaces is an item."""
+    """Return a law and its caveats in sentences; one that begins with two spaces is an item."""
     limit, fitted, over = law["limit"], law["fit"], law["over"]
-    known = (
-        f"The limit is {limit['limit_loss']:.4f} nats/token"
-        if limit["limit_loss"] is not None
-        else f"No limit: {limit['reason']}"
-    )
-    if limit["e_low"] is not None or limit["e_high"] is not None:
-        ends = ["no lower end" if limit["e_low"] is None else f"{limit['e_low']:.4f}"]
-        ends += ["no upper end" if limit["e_high"] is None else f"{limit['e_high']:.4f}"]
-        known += f", 90% interval {ends[0]} to {ends[1]} ({limit['method']})"
-    elif limit["limit_loss"] is not None:
-        known += f", without an interval: {limit['interval_reason']}"
-    said = [known + "."]
+    left_out = ["Left out:", *(f"  {lack}" for lack in law["left_out"])] if law["left_out"] else []
+    lines = [_limit_text(limit, METHODS[over])]
     if fitted is None:
-        return [*said, f"Nothing is fitted: {law['why']}.", *_left_out(law)]
+        return [*lines, f"Nothing is fitted: {law['why']}.", *left_out]
     one = {"N": "N = 1e9", "K": "K = 1", "D": "D = 1e6"}[over]
-    freedom = f"{fitted['freedom']} degree{'' if fitted['freedom'] == 1 else 's'} of freedom"
-    said.append(
-        f"L = a / {over}^alpha + E with a = {fitted['a']:.4g} nats/token (at {one}), alpha = {fitted['alpha']:.4g}, "
-        f"E = {fitted['e']:.4f} nats/token; {len(law['points'])} points, {freedom}, rmse {fitted['rmse']:.2g} nats/token."
+    freedom = fitted.points - fitted.parameters
+    lines.append(
+        f"L = a / {over}^alpha + E with a = {fitted.law.a:.4g} nats/token (at {one}), alpha = {fitted.law.alpha:.4g}, "
+        f"E = {fitted.law.e:.4f} nats/token; {fitted.points} points, {freedom} degree{'' if freedom == 1 else 's'} of freedom, "
+        f"rmse {fitted.rmse:.2g} nats/token."
     )
-    miss = law["miss"]
-    if miss["predicted"] is None:
-        said.append(f"The largest point cannot be held out: {miss['reason']}.")
+    miss, profiled = law["miss"], law["profile"]
+    if miss.predicted is None:
+        lines.append(f"The largest point cannot be held out: {miss.reason}.")
     else:
-        said.append(
-            f"Without its largest point, {over} = {miss['x']:,.0f}, the law foretells {miss['predicted']:.4f} nats/token there; "
-            f"measured: {miss['measured']:.4f}, a miss of {miss['measured'] - miss['predicted']:+.4f}."
+        lines.append(
+            f"Without its largest point, {over} = {miss.x * UNITS[over]:,.0f}, the law predicts {miss.predicted:.4f} nats/token "
+            f"there; measured: {miss.measured:.4f}, a miss of {miss.measured - miss.predicted:+.4f}."
         )
-    if law["profile"]["why"]:
-        said.append(f"The profile has no threshold: {law['profile']['why']}.")
+    if profiled["why"]:
+        lines.append(f"The profile has no threshold: {profiled['why']}.")
     else:
-        low, high = (law["profile"][end] for end in ("low", "high"))
-        said.append(f"By the profile, with the noise between seeds, the 90% interval is {low:.4f} to {high:.4f} nats/token.")
-    doubts = list(fitted["warnings"])
-    if fitted["rising"]:
-        doubts.append(f"losses rise at {over} = {', '.join(f'{x:,.0f}' for x in fitted['rising'])}")
-    if (misfit := law["profile"]["misfit"]) is not None and misfit < MISFIT:
-        doubts.append(
+        ends = f"{profiled['low']:.4f} to {profiled['high']:.4f}"
+        lines.append(f"By the profile, with the noise between seeds, the 90% interval is {ends} nats/token.")
+    caveats = [WARNINGS[name] for name in fitted.warnings]
+    if fitted.rising:
+        caveats.append(f"losses rise at {over} = {', '.join(f'{x * UNITS[over]:,.0f}' for x in fitted.rising)}")
+    if (misfit := profiled["misfit"]) is not None and misfit < MISFIT:
+        caveats.append(
             f"residuals are larger than the noise between seeds explains (p = {misfit:.1g}): the form does not hold, or the "
-            "optima are not equally good; the profile's interval is too narrow, that of the fit takes it in"
+            "optima are not equally good; the profile's interval is too narrow, that of the fit allows for it"
         )
-    said += ["What is doubtful:", *(f"  {doubt}" for doubt in doubts)] if doubts else ["Nothing warns of this fit."]
-    return [*said, *_left_out(law)]
+    return [*lines, *(["Caveats:", *(f"  {text}" for text in caveats)] if caveats else ["This fit has no warnings."]), *left_out]
 
 
-def _left_out(law: dict[str, Any]) -> list[str]:
-    return ["Left out:", *(f"  {lack}" for lack in law["left_out"])] if law["left_out"] else []
+def _limit_text(limit: dict[str, Any], method: str) -> str:
+    if limit["limit_loss"] is None:
+        return f"No limit: {limit['reason']}."
+    text = f"The limit is {limit['limit_loss']:.4f} nats/token"
+    low, high = limit["e_low"], limit["e_high"]
+    if low is None and high is None:
+        return f"{text}, without an interval: {limit['interval_reason']}."
+    ends = ["no lower end" if low is None else f"{low:.4f}", "no upper end" if high is None else f"{high:.4f}"]
+    return f"{text}, 90% interval {ends[0]} to {ends[1]} ({method})."
 
 
 def stored_table(stored: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return a row of `fit_state` as a table of names and values; its runs are counted."""
-    said = {
-        **{
-            name: value
-            for name, value in stored.items()
-            if name not in ("study", "recipe", "seed_tokens", "evidence", "resamples")
-        },
-        "undefined": f"{stored['undefined']} of {stored['resamples']} resamples have no value",
-        "warnings": "; ".join(stored["warnings"]),
-        "left_out": "; ".join(stored["left_out"]),
-        "run_ids": f"{len(stored['run_ids'])} runs",
-        "fitted_at": f"{stored['fitted_at']:%Y-%m-%d %H:%M:%S %Z}",
-    }
+    hidden = ("study", "recipe", "seed_tokens", "evidence")
+    texts = {name: readable(value) for name, value in stored.items() if name not in hidden}
     if stored["resamples"]:
-        said["undefined"] += f" ({stored['undefined'] / stored['resamples']:.1%})"
-    shown = {True: "yes", False: "no", None: "-", "": "-"}
-    rows = [(name, f"{value:.6g}" if isinstance(value, float) else shown.get(value, str(value))) for name, value in said.items()]
-    return ["of fit_state", "value"], rows
+        texts["undefined"] += f" ({stored['undefined'] / stored['resamples']:.1%})"
+    texts["run_ids"] = f"{len(stored['run_ids'])} runs"
+    return ["of fit_state", "value"], list(texts.items())
 
 
-def law_chart(law: dict[str, Any], dark: bool = False) -> alt.VConcatChart:
+def law_chart(law: dict[str, Any]) -> alt.VConcatChart:
     """Return points and forms against x (log), with the limit dotted and its interval shaded, above the residuals of the law."""
-    over, points, lines, limit = law["over"], law["points"], law.get("lines", []), law["limit"]
-    ink, xs = "#e8e8e8" if dark else "#1a1a1a", [row["x"] for row in law["points"]]
-    domain = [min(xs) * (0.9 if over == "K" else 0.5), max(xs) * 4]
-    ticks = [2**i for i in range(20) if 2**i <= domain[1]] if over == "K" else xs
-    x = alt.X("x:Q", scale=alt.Scale(type="log", domain=domain, nice=False)).axis(format=".3~s", grid=False, values=ticks)
-    left = [row for row in points if "residual" in row]
-    x = x.title(None if left else AXES[over])
-    losses = [row["val_loss"] for row in points] + ([] if limit["limit_loss"] is None else [limit["limit_loss"]])
-    span = (max(losses) - min(losses)) or 0.1
-    edge = [min(losses) - span / 2, max(losses) + span / 3]
-    scale = alt.Scale(domain=edge, zero=False, nice=False)
-    y = alt.Y("val_loss:Q", scale=scale, title="validation loss (nats/token)")
-    names = list(dict.fromkeys(row["form"] for row in lines))
-    colours = {name: colour for name, colour in zip(names, [ink, *PALETTE[:4]], strict=False)}
-    colours |= {HELD_OUT: PALETTE[4]} if HELD_OUT in names else {}
-    colour = alt.Color("form:N", title=None, scale=alt.Scale(domain=names, range=[colours[name] for name in names]))
-    colour = colour.legend(columns=2, symbolType="stroke", labelLimit=300)
-    dash = alt.StrokeDash("form:N", scale=alt.Scale(domain=names, range=[[6, 4], *[[2, 2]] * 4][: len(names)]), legend=None)
-    band = [{"low": max(limit["e_low"] or edge[0], edge[0]), "high": min(limit["e_high"] or edge[1], edge[1])}]
-    band = band if limit["limit_loss"] is not None and (limit["e_low"] or limit["e_high"]) else []
-    at_limit = [{"val_loss": limit["limit_loss"]}] if limit["limit_loss"] is not None else []
-    tooltip = ["point:N", alt.Tooltip("x:Q", format=","), "state:N"]
-    tooltip += [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("val_loss", "law", "low", "high")]
-    miss = law.get("miss") or {}
-    foretold = [{"x": miss["x"], "val_loss": miss["predicted"]}] if miss.get("predicted") is not None else []
+    over, points, limit, miss = law["over"], law["points"], law["limit"], law["miss"]
+    power = RIVALS[PowerLaw][0]
+    rows = [{"layer": "point", "form": "measured", **row} for row in points]
+    rows += [{"layer": "law" if row["form"] == power else "rival", "line": row["form"], **row} for row in law["lines"]]
+    if limit["limit_loss"] is not None:
+        rows.append({"layer": "limit", "form": power, "val_loss": limit["limit_loss"]})
+        rows.append({"layer": "span", "form": power, "low": limit["e_low"], "high": limit["e_high"]})
+    if miss and miss.predicted is not None:
+        rows.append({"layer": "predicted", "form": HELD_OUT, "x": miss.x * UNITS[over], "val_loss": miss.predicted})
+    forms = ["measured", *dict.fromkeys(row["form"] for row in rows if row["form"] != "measured")]
+    scale = alt.Scale(domain=forms, range=[INK, INK, *PALETTE[: len(forms) - 2]][: len(forms)])
+    colour = alt.Color("form:N", title=None, scale=scale, legend=alt.Legend(columns=2, labelLimit=300, symbolOpacity=1))
+    largest = max(row["x"] for row in points) * 4
+    ticks = [2**i for i in range(20) if 2**i <= largest] if over == "K" else sorted({row["x"] for row in points})
+    x = log_axis("x", None if law["fit"] else AXES[over], ticks, ".3~s" if over == "N" else ",")
+    tooltip = ["point:N", *tooltips(",", "x"), "state:N", *tooltips(".4f", "val_loss", "law", "low", "high")]
+    note = ["Bars: least to greatest over subsets." if over == "K" else "Bars: 90% intervals."]
+    if law["lines"]:
+        note[0] += " Dashed: the law. Dotted: its limit, shaded its 90% interval."
+    note += ["Diamond: the largest point as predicted without it."] if rows[-1]["layer"] == "predicted" else []
+    panels, title = [law_figure(rows, x, "val_loss", colour, tooltip)], f"The points over {over}"
+    if law["fit"]:
+        panels, title = [*panels, _residuals(points, x.title(AXES[over]))], f"The law over {over}, and its residuals"
+    return alt.vconcat(*panels, spacing=8).resolve_scale(x="shared").properties(title=alt.TitleParams(title, subtitle=note))
 
-    def of(rows: Records) -> alt.Chart:
-        return alt.Chart(alt.Data(values=rows))
 
-    bars = "least to greatest over subsets" if over == "K" else "90% intervals"
-    note = [f"Bars: {bars}." + (" Dashed: the law. Dotted: its limit, shaded its 90% interval." if lines else "")]
-    note += ["Diamond: the largest point as foretold without it."] if foretold else []
-    main = alt.layer(
-        of(band).mark_rect(color=ink, opacity=0.1).encode(alt.Y("low:Q", scale=scale), alt.Y2("high:Q")),
-        of(at_limit).mark_rule(strokeDash=[2, 3], color=ink, strokeWidth=1.5).encode(y),
-        of(lines).mark_line(strokeWidth=1.5, clip=True).encode(x, y, colour, dash),
-        of([row for row in points if row["low"] is not None and row["high"] is not None])
-        .mark_rule(color=ink, strokeWidth=2, clip=True)
-        .encode(x, alt.Y("low:Q", scale=scale), alt.Y2("high:Q")),
-        of(points).mark_point(color=ink, size=45, filled=True, opacity=1).encode(x, y, tooltip=tooltip),
-        of(foretold)
-        .mark_point(shape="diamond", color=PALETTE[4], size=80, strokeWidth=2, fill=page_colour(dark), opacity=1, clip=True)
-        .encode(x, y),
-    ).properties(width=440, height=300)
-    size = max((abs(row["residual"]) for row in left), default=0) * 1.2 or 1e-6
-    residual = alt.Y("residual:Q", scale=alt.Scale(domain=[-size, size], nice=False), title="residual (nats/token)")
-    residual = residual.axis(format="~g", tickCount=4)
-    named = x.title(AXES[over])
-    below = alt.layer(
-        of([{"residual": 0}]).mark_rule(color="#8C8C8C").encode(residual),
-        of(left).mark_rule(color=ink).encode(named, residual, y2=alt.datum(0)),
-        of(left)
-        .mark_point(color=ink, size=45, filled=True, opacity=1)
-        .encode(named, residual, tooltip=["point:N", alt.Tooltip("residual:Q", format="+.5f")]),
+def _residuals(points: Records, x: alt.X) -> alt.LayerChart:
+    size = max(abs(row["residual"]) for row in points) * 1.2 or 1e-6
+    y = alt.Y("residual:Q", scale=alt.Scale(domain=[-size, size], nice=False), title="residual (nats/token)")
+    base = alt.Chart(alt.Data(values=points)).encode(x, y.axis(format="~g", tickCount=4))
+    return alt.layer(
+        alt.Chart(alt.Data(values=[{"residual": 0}])).mark_rule(color=GREY).encode(y),
+        base.mark_rule(color=INK).encode(y2=alt.datum(0)),
+        base.mark_point(color=INK, size=45, filled=True, opacity=1).encode(tooltip=["point:N", *tooltips("+.5f", "residual")]),
     ).properties(width=440, height=110)
-    title = alt.TitleParams(f"The law over {over}, and its residuals" if left else f"The points over {over}", subtitle=note)
-    return alt.vconcat(*([main, below] if left else [main]), spacing=8).properties(title=title).configure(**chart_config(dark))
 
 
-def profile_chart(law: dict[str, Any], dark: bool = False) -> alt.LayerChart:
+def profile_chart(law: dict[str, Any]) -> alt.LayerChart:
     """Return the least sum of squares of a law whose limit is E, against E, with the 90% threshold where there is one."""
-    found, limit, ink = law["profile"], law["limit"], "#e8e8e8" if dark else "#1a1a1a"
-    least, threshold = found["objective"], found["threshold"]
-    if threshold is None:
-        edge = [0.0, max(row["objective"] for row in found["points"]) or 1e-12]
-    else:
-        edge = [max(0.0, least - (threshold - least)), threshold + 3 * (threshold - least)]
-    scale = alt.Scale(domain=edge, zero=False, nice=False)
-    es = [row["e"] for row in found["points"]]
-    across = alt.Scale(domain=[min(es), max(es)], nice=False)
-    x = alt.X("e:Q", scale=across, title="limit E (nats/token)").axis(grid=False, tickCount=6)
-    y = alt.Y("objective:Q", scale=scale, title="sum of squares (nats\u00b2/token\u00b2)").axis(format=".1~e", tickCount=5)
-    interval_ = [{"low": max(limit["e_low"], min(es)), "high": min(limit["e_high"], max(es))}] if None not in (
-        limit["e_low"], limit["e_high"]) else []  # fmt: skip
+    profiled, limit, fitted = law["profile"], law["limit"], law["fit"]
+    least, threshold, es = fitted.objective, profiled["threshold"], [row["e"] for row in profiled["points"]]
+    domain = [0.0, max(row["objective"] for row in profiled["points"]) or 1e-12]
     note = ["Line: of the best law with this limit. Dot: the fit."]
-    note += ["Dotted: 90% threshold, of the noise between seeds."] if threshold is not None else ["No threshold: see below."]
-    note += [f"Shaded: the 90% interval ({limit['method']})."] if interval_ else []
-
-    def of(rows: Records) -> alt.Chart:
-        return alt.Chart(alt.Data(values=rows))
-
-    return (
-        alt.layer(
-            of(interval_).mark_rect(color=ink, opacity=0.1).encode(alt.X("low:Q", scale=across), alt.X2("high:Q")),
-            of([] if threshold is None else [{"objective": threshold}]).mark_rule(strokeDash=[2, 3], color=PALETTE[1]).encode(y),
-            of(found["points"]).mark_line(color=ink, clip=True, strokeWidth=1.5).encode(x, y),
-            of([{"e": found["best"], "objective": least}]).mark_point(color=ink, filled=True, size=60, opacity=1).encode(x, y),
-        )
-        .properties(width=380, height=300, title=alt.TitleParams("Profile of the limit", subtitle=note))
-        .configure(**chart_config(dark))
+    if threshold is not None:
+        domain = [max(0.0, least - (threshold - least)), threshold + 3 * (threshold - least)]
+    note += ["No threshold: see below." if threshold is None else "Dotted: 90% threshold, of the noise between seeds."]
+    x = alt.X("e:Q", scale=alt.Scale(domain=[min(es), max(es)], nice=False), title="limit E (nats/token)")
+    x = x.axis(grid=False, tickCount=6)
+    y = alt.Y("objective:Q", scale=alt.Scale(domain=domain, zero=False, nice=False)).axis(format=".1~e", tickCount=5)
+    y = y.title("sum of squares (nats\u00b2/token\u00b2)")
+    base, one = alt.Chart().encode(x, y), alt.Data(values=[{}])
+    parts = [
+        base.mark_line(color=INK, clip=True, strokeWidth=1.5),
+        base.transform_filter(alt.datum.e == fitted.law.e).mark_point(color=INK, filled=True, size=60, opacity=1),
+    ]
+    if threshold is not None:
+        parts.append(alt.Chart(one).mark_rule(strokeDash=[2, 3], color=ALARM).encode(y=alt.YDatum(threshold)))
+    if None not in (limit["e_low"], limit["e_high"]):
+        note += [f"Shaded: the 90% interval ({METHODS[law['over']]})."]
+        ends = {"x": alt.XDatum(limit["e_low"]), "x2": alt.X2Datum(limit["e_high"])}
+        parts.insert(0, alt.Chart(one).mark_rect(color=INK, opacity=0.1, clip=True).encode(**ends))
+    return alt.layer(*parts, data=alt.Data(values=profiled["points"])).properties(
+        width=380, height=300, title=alt.TitleParams("Profile of the limit", subtitle=note)
     )

@@ -2,93 +2,57 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from datetime import date
-from types import NoneType
-from typing import Any
-
 import altair as alt
+import duckdb
+import pyarrow
+from pyarrow import types
 
-from dataeff.reports.theme import PALETTE, chart_config
+from dataeff.reports.theme import PALETTE, palette
 
-Records = list[dict[str, Any]]
 MARKS = ("points", "line", "both")
 MOST_COLOURS = 18
 
 
-def drawable(records: Records, x: str, y: str, log_x: bool = False, log_y: bool = False) -> Records:
-    """Return the records that have both values, finite, above 0 on a log axis. The others are for the page to count."""
-
-    def placed(value: Any, log: bool) -> bool:
-        return value is not None and (not isinstance(value, (int, float)) or (math.isfinite(value) and (value > 0 or not log)))
-
-    return [record for record in records if placed(record[x], log_x) and placed(record[y], log_y)]
+def drawable(table: pyarrow.Table, names: dict[str, str], logs: tuple[bool, bool] = (False, False)) -> pyarrow.Table:
+    """Return columns `x`, `y` and perhaps `colour`, which have other `names` in the table: numbers as doubles, dates as
+    timestamps, all else as text. Rows without x and y, finite, of years 1 to 9999 and above 0 on log axes are left out.
+    """
+    logs_of, columns = dict(zip("xy", logs, strict=True)), []
+    for place, name in names.items():
+        kind, column = table.schema.field(name).type, '"' + name.replace('"', '""') + '"'
+        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+            least = "0" if logs_of.get(place) else "'-infinity'::DOUBLE"
+            columns.append(f"if(isfinite({column}::DOUBLE) AND {column} > {least}, {column}::DOUBLE, NULL) AS {place}")
+        elif types.is_date(kind) or types.is_timestamp(kind):
+            columns.append(f"if(year({column}::TIMESTAMP) BETWEEN 1 AND 9999, {column}::TIMESTAMP, NULL) AS {place}")
+        else:
+            columns.append(f"{column}::VARCHAR AS {place}")
+    with duckdb.connect() as connection:
+        rows = connection.from_arrow(table).project(", ".join(columns))
+        return rows.filter("x IS NOT NULL AND y IS NOT NULL").to_arrow_table()
 
 
 def quick_chart(
-    records: Records,
-    x: str,
-    y: str,
-    colour: str | None = None,
-    mark: str = "points",
-    log_x: bool = False,
-    log_y: bool = False,
-    units: dict[str, str] | None = None,
-    dark: bool = False,
+    table: pyarrow.Table, titles: dict[str, str], mark: str = "points", log_x: bool = False, log_y: bool = False
 ) -> alt.LayerChart:
-    """Return `y` against `x`, columns of the records, as `mark` of MARKS; records that lack a value are `drawable`'s to drop.
+    """Return y against x, columns of a table made by `drawable`, as `mark` of MARKS; `titles` by column.
 
-    Numbers have a numeric axis, times a temporal one, the rest one place a value. `colour` of few values (or of text) takes
-    the palette; of many numbers a ramp. A line joins records in the order of x. `units` by column go to the titles.
+    `colour` of few values (or of text) takes the palette; of many numbers a ramp. A line joins rows in the order of x.
     """
-    rows = [{"x": r[x], "y": r[y], "colour": r[colour] if colour else None} for r in records]
-    rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-    def title(name: str) -> str:
-        return f"{name} ({units[name]})" if units and units.get(name, name) != name else name
-
-    kinds = {name: _kind([record[name] for record in records]) for name in (x, y, colour) if name}
-
-    def axis(make: Any, place: str, name: str, log: bool) -> Any:
-        if kinds[name] != "quantitative":
-            return make(f"{place}:{kinds[name]}", title=name)
-        scale = alt.Scale(type="log", nice=False, padding=12) if log else alt.Scale(zero=False, padding=12, nice=False)
-        form = {"format": "~s"} if max(abs(row[place]) for row in rows) >= 1e4 else {}
-        return make(f"{place}:quantitative", title=title(name), scale=scale).axis(tickCount=6, **form)
-
-    encoding = {"x": axis(alt.X, "x", x, log_x), "y": axis(alt.Y, "y", y, log_y)}
-    if colour:
-        encoding["color"] = _colour([row["colour"] for row in rows], kinds[colour], colour, title(colour))
-    tips = [alt.Tooltip(f"{key}:{kinds[name]}", title=name) for key, name in (("x", x), ("y", y), ("colour", colour)) if name]
-    base = alt.Chart(alt.Data(values=rows)).encode(**encoding, tooltip=tips)
+    logs, linear = alt.Scale(type="log", nice=False, padding=12), alt.Scale(zero=False, nice=False, padding=12)
+    base = alt.Chart(table).encode(
+        alt.X("x", title=titles["x"], scale=logs if log_x else linear),
+        alt.Y("y", title=titles["y"], scale=logs if log_y else linear),
+        tooltip=[alt.Tooltip(name, title=title) for name, title in titles.items()],
+    )
+    if "colour" in titles:
+        values = sorted(table["colour"].unique().to_pylist(), key=lambda value: (value is None, value))
+        colour = alt.Color("colour", title=titles["colour"], scale=alt.Scale(scheme="viridis"))
+        if types.is_string(table.schema.field("colour").type) or len(values) <= len(PALETTE):
+            legend = alt.Legend(columns=6, symbolLimit=MOST_COLOURS) if len(values) <= MOST_COLOURS else None
+            colour = alt.Color("colour:N", title=titles["colour"], scale=palette(values), legend=legend)
+        base = base.encode(colour)
     layers = [base.mark_line(strokeWidth=1.5)] if mark in ("line", "both") else []
     if mark in ("points", "both"):
         layers.append(base.mark_point(size=40, filled=True, opacity=0.85))
-    return alt.layer(*layers).properties(width=640, height=360).configure(**chart_config(dark))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (int, float, str, NoneType)):
-        return value
-    return value.isoformat() if isinstance(value, date) else str(value)
-
-
-def _kind(given: Sequence[Any]) -> str:
-    values = [value for value in given if value is not None]
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return "quantitative"
-    return "temporal" if all(isinstance(value, date) for value in values) else "nominal"
-
-
-def _colour(values: Sequence[Any], kind: str, name: str, title: str) -> alt.Color:
-    distinct = list(dict.fromkeys(values))
-    if kind == "nominal" or len(distinct) <= len(PALETTE):
-        if kind == "quantitative":
-            distinct.sort(key=lambda value: (value is None, value))
-        scale = alt.Scale(domain=distinct, range=[PALETTE[i % len(PALETTE)] for i in range(len(distinct))])
-        legend = alt.Legend(columns=6, symbolLimit=MOST_COLOURS) if len(distinct) <= MOST_COLOURS else None
-        return alt.Color("colour:N", title=title if kind == "quantitative" else name, scale=scale, legend=legend)
-    return alt.Color(f"colour:{kind}", title=title, scale=alt.Scale(scheme="viridis"))
+    return alt.layer(*layers).properties(width=640, height=360)

@@ -1,6 +1,6 @@
 """Runs to look at: which ones, what they have in common, how their losses fell, and what surrounds one of them.
 
-Which runs is SQL text, made from choices by `matching`. A stranger's condition never enters it: the sandbox says which runs
+Which runs is SQL text, made from choices by `matching`. A typed condition never enters it: `records.untrusted` says which runs
 the condition holds for, and `matching` takes their ids. Curves are thinned in SQL before they travel: of each bucket of points
 the least and the greatest stay. Frames are lists of records; charts are pure. Losses in nats per token.
 """
@@ -15,37 +15,30 @@ import altair as alt
 import pyarrow
 
 from dataeff.errors import QueryError
-from dataeff.records import sandbox
+from dataeff.records import documented, untrusted
 from dataeff.records.queries import literal, records
 from dataeff.records.store import Database
-from dataeff.reports.theme import chart_config, recipe_colours
+from dataeff.reports.frames import Records, by_key, readable
+from dataeff.reports.theme import GREY, INK, PAPER, palette
 
 if TYPE_CHECKING:
     import duckdb
 
-Records = list[dict[str, Any]]
-
 MOST_LINES, BEST_LINES = 2000, 100
 MOST_POINTS = 40_000  # of all curves together: some 4 MB on their way to the browser
-QUANTITIES = {
-    **{"train_loss": "training loss", "val_loss": "validation loss", "lr": "learning rate"},
-    "gradient_norm": "gradient norm",
-}
 PANELS = {
     "loss (nats/token)": ("train_loss", "val_loss"),
     "learning rate": ("lr",),
     "gradient norm": ("gradient_norm",),
 }
+QUANTITIES = [name for names in PANELS.values() for name in names]
 ACROSS = {
     "tokens": "training tokens",
     "epochs": "epochs (tokens seen / D)",
     "FLOPs": "training FLOPs (in proportion to tokens)",
     "seconds": "time (s, in proportion to tokens)",
 }
-AXES = {
-    **{"seed_tokens": "D (tokens)", "parameters_total": "N (parameters)", "lr": "lr", "weight_decay": "weight decay"},
-    **{"epochs": "epochs", "val_loss": "validation loss"},
-}
+AXES = ["seed_tokens", "parameters_total", "lr", "weight_decay", "epochs", "val_loss"]
 
 alt.data_transformers.disable_max_rows()  # 5,000 otherwise
 
@@ -53,7 +46,7 @@ alt.data_transformers.disable_max_rows()  # 5,000 otherwise
 _USED = """(SELECT run.*, recipes, sizes FROM run {join} (
     SELECT run_id, array_to_string(list_sort(list(DISTINCT recipe)), ', ') AS recipes,
         array_to_string(list_sort(list(DISTINCT size)), ', ') AS sizes
-    FROM trial JOIN cell USING (cell_id) WHERE {of} GROUP BY run_id HAVING {having}) AS used USING (run_id)) AS run"""
+    FROM trial JOIN cell USING (cell_id) WHERE {of} GROUP BY run_id) AS used USING (run_id)) AS run"""
 
 
 def matching(
@@ -68,29 +61,27 @@ def matching(
 
     `recipes` and `sizes` are those of the cells a run serves; nothing chosen is no condition. `ids`, of `ids_where`.
     """
-    of = f"study = {literal(study)}" if study else "true"
-    having = _any("list_has_any(list({}), {})", {"recipe": recipes, "size": sizes})
-    join = "JOIN" if study or recipes or sizes else "LEFT JOIN"
-    where = _any("list_contains({1}, {0}::VARCHAR)", {"seed_tokens": seed_tokens, "status": status})
-    if ids is not None:
-        where += f" AND run_id IN (SELECT unnest(string_split({literal(ids)}, ',')))"
-    return f"FROM {_USED.format(join=join, of=of, having=having)} WHERE {where}"
-
-
-def _any(test: str, chosen: dict[str, Sequence[Any]]) -> str:
-    tests = [test.format(name, f"[{', '.join(map(literal, values))}]") for name, values in chosen.items() if values]
-    return " AND ".join(tests) or "true"
+    chosen = {
+        "string_split(recipes, ', ')": recipes,
+        "string_split(sizes, ', ')": sizes,
+        "[seed_tokens::VARCHAR]": seed_tokens,
+        "[status]": status,
+    }
+    tests = [f"list_has_any({of}, [{', '.join(map(literal, values))}])" for of, values in chosen.items() if values]
+    tests += [] if ids is None else [f"run_id IN (SELECT unnest(string_split({literal(ids)}, ',')))"]
+    used = _USED.format(join="JOIN", of=f"study = {literal(study)}") if study else _USED.format(join="LEFT JOIN", of="true")
+    return f"FROM {used} WHERE {' AND '.join(tests) or 'true'}"
 
 
 def ids_where(path: Path, study: str | None, condition: str) -> str:
     """Return the ids, with commas between them, of the runs of a study (or all) that a stranger's SQL condition holds for.
 
-    Raises `QueryError`, with the names of the columns, where the sandbox refuses it or it fails. The sandbox opens the file: a
-    caller that held it meanwhile would keep a waiting writer, and so the sandbox, from it.
+    Raises `QueryError`, with the names of the columns, where it is refused or fails. The limited process opens the file: a
+    caller that held it meanwhile would keep a waiting writer, and so that process, from it.
     """
     text = f"SELECT coalesce(string_agg(run_id, ','), '') AS ids {matching(study)} AND (\n{condition}\n)"
     try:
-        answer = sandbox.ask(path, text)
+        answer = untrusted.ask(path, text)
         if answer.cut or answer.table.num_rows != 1 or not isinstance(ids := answer.table.column(0)[0].as_py(), str):
             raise QueryError(f"{condition!r} is not one condition on runs, or holds for too many; give one, such as lr < 0.01")
     except QueryError as error:
@@ -114,33 +105,31 @@ def facets(connection: duckdb.DuckDBPyConnection, study: str | None) -> dict[str
     return {name: values or [] for name, values in records(connection, text, [study])[0].items()}
 
 
-def table_query(found: str, columns: Sequence[str], sort: str, descending: bool, limit: int, offset: int = 0) -> str:
-    """Return the query of one page of `found`, which `matching` made. `columns` and `sort` are names of its columns."""
+def table_query(matched: str, columns: Sequence[str], sort: str, descending: bool, limit: int, offset: int = 0) -> str:
+    """Return the query of one page of `matched`, made by `matching`. `columns` and `sort` are names of its columns."""
     names = ", ".join(f'"{name}"' for name in columns)
     order = f'"{sort}" {"DESC" if descending else "ASC"} NULLS LAST, run_id'
-    return f"SELECT {names} {found} ORDER BY {order} LIMIT {int(limit)} OFFSET {int(offset)}"
+    return f"SELECT {names} {matched} ORDER BY {order} LIMIT {int(limit)} OFFSET {int(offset)}"
 
 
-def count_query(found: str) -> str:
-    return f"SELECT count(*) AS matching {found}"
+def count_query(matched: str) -> str:
+    return f"SELECT count(*) AS matching {matched}"
 
 
-def parallel_query(found: str) -> str:
+def parallel_query(matched: str) -> str:
     """Return the query of `parallel_chart`: one record a run and axis with its `position` between the axis' ends.
 
-    Of more than 2,000 runs, the 100 of least loss and others by a hash of their ids, which is as good as by chance.
+    Of more than 2,000 runs, the 100 of least loss and a random sample: by a hash of their ids.
     All axes but the loss are logarithmic; 0, such as no weight decay, lies a tenth below.
     """
     numbers = ", ".join(f"{name}::DOUBLE AS {name}" for name in AXES)
-    pairs = ", ".join(f"{{axis: '{name}', value: {name}}}" for name in AXES)
     return f"""
 WITH chosen AS (
-    SELECT run_id, {numbers}, count(*) OVER () AS matching {found}
+    SELECT run_id, val_loss AS loss, {numbers}, count(*) OVER () AS matching {matched}
     ORDER BY row_number() OVER (ORDER BY val_loss) > {BEST_LINES}, hash(run_id) LIMIT {MOST_LINES}
-), long AS (
-    SELECT run_id, val_loss, matching, unnest([{pairs}], max_depth := 2) FROM chosen
 ), scaled AS (
-    SELECT *, if(axis = 'val_loss', value, if(value > 0, ln(value), NULL)) AS scale FROM long
+    SELECT * RENAME (loss AS val_loss), CASE WHEN axis = 'val_loss' THEN value WHEN value > 0 THEN ln(value) END AS scale
+    FROM chosen UNPIVOT INCLUDE NULLS (value FOR axis IN ({", ".join(AXES)}))
 ), ended AS (
     SELECT *, min(scale) OVER (PARTITION BY axis) AS low, max(scale) OVER (PARTITION BY axis) AS high FROM scaled
 )
@@ -166,29 +155,23 @@ def chosen_runs(connection: duckdb.DuckDBPyConnection, given: Sequence[str]) -> 
     return records(connection, text, [order]), wrong
 
 
-# A line says of a run what it does not share with the others.
-_TELLING = ("recipes", "seed_tokens", "sizes", "parameters_total", "lr", "weight_decay", "epochs", "batch_size", "optimizer",
-            "dropout", "synthetic_share", "train_seed", "data_seed", "corpus_name", "source")  # fmt: skip
+# What decides a loss.
+_DECIDING = ("recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout",
+             "synthetic_share", "train_seed", "data_seed", "corpus_name", "source")  # fmt: skip
 
 
 def differing(runs: Records) -> list[str]:
     """Return the columns that decide a loss and in which these runs differ."""
-    return [name for name in _TELLING if len({run.get(name) for run in runs}) > 1]
+    return [name for name in _DECIDING if len({run.get(name) for run in runs}) > 1]
 
 
 def labels(runs: Records) -> dict[str, str]:
     """Return a name for each run by its id: the beginning of the id, and where it differs from the others."""
-    names = [name for name in differing(runs) if name != "parameters_total"][:5]
+    names = differing(runs)[:5]
     digits = 8 if len({run["run_id"][:8] for run in runs}) == len(runs) else None
-    return {
-        run["run_id"]: " ".join(
-            [run["run_id"][:digits], *(f"{_SHORT.get(name, name)} {_text(run[name])}" for name in names if run[name] is not None)]
-        )
-        for run in runs
-    }
+    texts = {run["run_id"]: [f"{name} {readable(run[name])}" for name in names if run[name] is not None] for run in runs}
+    return {run_id: " ".join([run_id[:digits], *parts]) for run_id, parts in texts.items()}
 
-
-_SHORT = {"recipes": "", "sizes": "", "seed_tokens": "D", "weight_decay": "wd", "train_seed": "seed", "corpus_name": ""}
 
 # What is drawn of the curves: smoothed by a mean over a share of the run (the window shrinks at the ends), then thinned. Where
 # x is logarithmic so are the buckets, or the first thousandth of a run would be one of them and half of the picture.
@@ -244,174 +227,130 @@ def curves(
 
 def curves_note(points: Records, ids: Sequence[str], names: Sequence[str], across: str) -> list[str]:
     """Say of curves what their picture does not: what is thinned, left out or missing."""
-    recorded, drawn, gaps, unplaced = {}, {}, 0, set()
-    for point in points:
-        key = point["run_id"], point["name"]
-        recorded[key], drawn[key] = point["points"], drawn.get(key, 0) + 1
-        gaps += point["value"] is None
-        if point["x"] is None:
-            unplaced.add(point["run_id"])
-    how = "Thin: training; thick, with points: validation. Drag to move, shift and wheel to zoom, double click to reset."
-    lines = [how] if points else []
-    if thinned := [key for key in recorded if drawn[key] < recorded[key]]:
-        before, after = sum(recorded[key] for key in thinned), sum(drawn[key] for key in thinned)
+    curves_ = by_key(points, "run_id", "name")
+    thinned = [curve for curve in curves_.values() if len(curve) < curve[0]["points"]]
+    lines = ["Thin: training; thick, with points: validation. Drag to move, shift and wheel to zoom, double click to reset."]
+    if thinned:
+        before, after = sum(curve[0]["points"] for curve in thinned), sum(map(len, thinned))
         lines.append(
-            f"{len(thinned)} of {len(recorded)} curves are thinned, from {before:,} points to {after:,}: of each bucket of "
+            f"{len(thinned)} of {len(curves_)} curves are thinned, from {before:,} points to {after:,}: of each bucket of "
             "neighbouring points the least and the greatest are drawn."
         )
     for name in names:
-        if missing := [run_id[:8] for run_id in ids if (run_id, name) not in recorded]:
+        if missing := [run_id for run_id in ids if (run_id, name) not in curves_]:
             lines.append(
-                f"No {QUANTITIES[name]} along training is recorded of {_listed(missing)}: imported results hold none, none "
-                "was asked for, or it diverged before."
+                f"No {name} along training is recorded of {_listed(missing)}: imported results have none, none "
+                "was requested, or it diverged before."
             )
-    if gaps:
+    if gaps := sum(point["value"] is None for point in points):
         lines.append(f"Points without a value, as it is not finite, or not positive for a logarithmic axis: {gaps:,}.")
-    if unplaced:
-        lines.append(f"{_listed([r[:8] for r in unplaced])} cannot be placed: what '{ACROSS[across]}' needs is not recorded.")
-    return lines
+    if unplaced := sorted({point["run_id"] for point in points if point["x"] is None}):
+        lines.append(f"{_listed(unplaced)} cannot be placed: what '{ACROSS[across]}' needs is not recorded.")
+    return lines if points else lines[1:]
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _table(records: Records) -> pyarrow.Table:
-    """Return records as a table: Altair looks at every value of inline records again and again, which takes seconds."""
-    return pyarrow.Table.from_pylist(records) if records else pyarrow.table({"run": pyarrow.array([], pyarrow.string())})
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(run_id[:8] for run_id in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def curves_chart(
-    points: Records, names: dict[str, str], across: str, log_x: bool = False, log_y: bool = False, dark: bool = False
+    points: Records, names: dict[str, str], across: str, log_x: bool = False, log_y: bool = False
 ) -> alt.VConcatChart:
     """Return curves of runs, losses in one panel and each other quantity in its own. `names`: a label for each run id."""
-    colours = recipe_colours(list(names.values()))
-    domain = alt.Scale(domain=list(colours), range=list(colours.values()))
+    rows = [{**point, "run": names[point["run_id"]]} for point in points if point["x"] is not None]
     legend = alt.Legend(columns=2, labelLimit=480, title=None, symbolType="stroke", symbolStrokeWidth=3)
-    colour = alt.Color("run:N", scale=domain, legend=legend)
-    kinds = [alt.Scale(type="linear", nice=False, zero=False, padding=6), alt.Scale(type="log", nice=False, padding=6)]
+    colour = alt.Color("run:N", scale=palette(names.values()), legend=legend)
+    linear, log = alt.Scale(zero=False, nice=False, padding=6), alt.Scale(type="log", nice=False, padding=6)
     form = "~s" if across in ("tokens", "FLOPs") else ",.4~g"
-    x = alt.X("x:Q", title=ACROSS[across], scale=kinds[log_x]).axis(format=form, tickCount=8)
+    x = alt.X("x:Q", title=ACROSS[across], scale=log if log_x else linear).axis(format=form, tickCount=8)
     panels = []
     for title, parts in PANELS.items():
-        here = [{**p, "run": names[p["run_id"]]} for p in points if p["name"] in parts and p["x"] is not None]
-        if not here:
+        if not any(row["name"] in parts for row in rows):
             continue
-        y = alt.Y("value:Q", title=title, scale=kinds[log_y])
-        y = y.axis(format=".3~g") if title == "learning rate" else y
+        y = alt.Y("value:Q", title=title, scale=log if log_y else linear).axis(format=".3~g")
         tooltip = ["run:N", alt.Tooltip("x:Q", format=",.4~g", title=across), alt.Tooltip("value:Q", format=".4f", title=title)]
-        lines = alt.Chart(_table([p for p in here if p["name"] != "val_loss"])).mark_line(strokeWidth=1.2)
-        dots = alt.Chart(_table([p for p in here if p["name"] == "val_loss"]))
-        layers = [lines.encode(x, y, colour)]
+        base = alt.Chart().encode(x, y, colour).transform_filter(alt.FieldOneOfPredicate("name", list(parts)))
+        validation = base.transform_filter(alt.datum.name == "val_loss")
+        layers = [base.transform_filter(alt.datum.name != "val_loss").mark_line(strokeWidth=1.2)]
         if "val_loss" in parts:
-            layers += [dots.mark_line(strokeWidth=2).encode(x, y, colour),
-                       dots.mark_point(size=30, filled=True, opacity=1).encode(x, y, colour, tooltip=tooltip)]  # fmt: skip
+            layers += [validation.mark_line(strokeWidth=2), validation.mark_point(size=30, filled=True, opacity=1)]
+            layers[-1] = layers[-1].encode(tooltip=tooltip)
         zoom = alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]", name=f"zoom_{parts[0]}")
         panels.append(alt.layer(*layers).add_params(zoom).properties(width=900, height=320 if "val_loss" in parts else 140))
-    return alt.vconcat(*panels).resolve_scale(color="shared").configure(**chart_config(dark))
+    # A table, as Altair looks at every value of inline records again and again, which takes seconds.
+    return alt.vconcat(*panels, data=pyarrow.Table.from_pylist(rows)).resolve_scale(color="shared")
 
 
 def parallel_note(lines: Records) -> list[str]:
     """Say of parallel coordinates what they leave out."""
     ends = [line for line in lines if line["axis"] == "val_loss"]
-    said = ["Axes are logarithmic but for the loss. The worst tenth of the losses shares a colour."]
+    note = ["Axes are logarithmic but for the loss. The worst tenth of the losses shares a colour."]
     if ends and len(ends) < (matching := ends[0]["matching"]):
-        said.insert(0, f"{len(ends):,} of {matching:,} runs are drawn: the {BEST_LINES} of least loss, and others by chance.")
+        note.insert(0, f"{len(ends):,} of {matching:,} runs are drawn: the {BEST_LINES} of least loss, and a random sample.")
     if lossless := sum(line["value"] is None for line in ends):
-        said.append(f"Grey, as they diverged and have no loss: {lossless:,}.")
-    for axis, name in AXES.items():
-        if axis != "val_loss" and (lacking := sum(line["axis"] == axis and line["position"] is None for line in lines)):
-            said.append(f"Broken lines, as {name} is not recorded: {lacking:,}.")
-    return said
+        note.append(f"Grey, as they diverged and have no loss: {lossless:,}.")
+    for axis in AXES[:-1]:
+        if lacking := sum(line["axis"] == axis and line["position"] is None for line in lines):
+            note.append(f"Broken lines, as {axis} is not recorded: {lacking:,}.")
+    return note
 
 
-def parallel_chart(lines: Records, dark: bool = False) -> alt.LayerChart:
-    """Return parallel coordinates of the records of `parallel_query`: a line a run, its loss as colour, grey without."""
-    axes = [AXES[name] for name in AXES]
-    place = alt.X("axis:N", sort=axes, title=None, scale=alt.Scale(domain=axes, padding=0.6)).axis(labelAngle=0, grid=True)
-    y = alt.Y("position:Q", scale=alt.Scale(domain=[-0.12, 1.04], nice=False), axis=None)
+def parallel_chart(lines: Records) -> alt.LayerChart:
+    """Return parallel coordinates of the records of `parallel_query`: a line a run, its loss as colour, grey without.
+
+    Axes have a label at each value of at most nine, else at five of them.
+    """
     losses = sorted(line["val_loss"] for line in lines if line["axis"] == "val_loss" and line["val_loss"] is not None)
     span = [losses[0], losses[int(0.9 * (len(losses) - 1))]] if losses else [0, 1]  # a few bad losses would eat every colour
-    legend = alt.Legend(gradientLength=220, format=".3f")
-    colour = alt.Color("val_loss:Q", title="validation loss (nats/token)", legend=legend)
-    colour = colour.scale(scheme="viridis", domain=span, clamp=True, reverse=dark)
-    named = [{**line, "axis": AXES[line["axis"]]} for line in lines]
-    strokes = alt.Chart(_table(named)).mark_line(strokeWidth=1, opacity=0.6).encode(
-        place, y, color=alt.condition("isValid(datum.val_loss)", colour, alt.value("#8C8C8C")), detail="run_id:N"
-    )  # fmt: skip
-    marks = alt.Chart(_table(_ticks(lines))).encode(place, y, text="label:N")
-    config, font = chart_config(dark), {"align": "left", "dx": 5, "fontSize": 11}
-    halo = marks.mark_text(**font, stroke=config["background"], strokeWidth=4)
-    texts = marks.mark_text(**font, color=config["axis"]["labelColor"])
-    return alt.layer(strokes, halo, texts).properties(width=900, height=340).configure(**config)
+    colour = alt.Color("val_loss:Q", title="validation loss (nats/token)", legend=alt.Legend(gradientLength=220, format=".3f"))
+    colour = colour.scale(scheme="viridis", reverse=True, domain=span, clamp=True)
+    base = alt.Chart().encode(
+        alt.X("axis:N", title=None, scale=alt.Scale(domain=AXES, padding=0.6)).axis(labelAngle=0, grid=True),
+        alt.Y("position:Q", scale=alt.Scale(domain=[-0.12, 1.04], nice=False), axis=None),
+    )
+    placed = by_key([line for line in lines if line["position"] is not None], "axis")
+    ticks = [tick for values in placed.values() for tick in _ticks(values)]
+    label = "datum.value >= 1e4 ? format(datum.value, '.3~s') : format(datum.value, '.4~g')"
+    texts = base.properties(data=alt.Data(values=ticks)).transform_calculate(label=label).encode(text="label:N")
+    return alt.layer(
+        base.mark_line(strokeWidth=1, opacity=0.6).encode(
+            color=alt.when("isValid(datum.val_loss)").then(colour).otherwise(alt.value(GREY)), detail="run_id:N"
+        ),
+        texts.mark_text(align="left", dx=5, fontSize=11, stroke=PAPER, strokeWidth=4),
+        texts.mark_text(align="left", dx=5, fontSize=11, color=INK),
+        data=pyarrow.Table.from_pylist(lines),
+    ).properties(width=900, height=340, padding={"left": 20, "right": 5, "top": 5, "bottom": 5})
 
 
-def _ticks(lines: Records) -> Records:
-    """Return a label at each value of an axis that has at most nine, else at five of them."""
-    ticks = []
-    for axis, name in AXES.items():
-        places = {line["position"]: line["value"] for line in lines if line["axis"] == axis and line["position"] is not None}
-        chosen = sorted(places)
-        if len(chosen) > 9 and axis == "val_loss":
-            low, high = places[chosen[0]], places[chosen[-1]]
-            places = {p: low + p * (high - low) for p in (0, 0.25, 0.5, 0.75, 1)}
-        elif len(chosen) > 9:
-            positive = [p for p in chosen if p >= 0]
-            low, high = places[positive[0]], places[positive[-1]]
-            places = {p: low * (high / low) ** p for p in (0, 0.25, 0.5, 0.75, 1)} | {p: places[p] for p in chosen if p < 0}
-        ticks += [{"axis": name, "position": position, "label": _tick(value)} for position, value in places.items()]
-    return ticks
+def _ticks(rows: Records) -> Records:
+    """The rows of an axis whose values are written beside it."""
+    places = {row["position"]: {name: row[name] for name in ("axis", "position", "value")} for row in rows}
+    if len(places) > 9:
+        places = {at: places[min(places, key=lambda place: abs(place - at))] for at in (0, 0.25, 0.5, 0.75, 1)}
+    return list(places.values())
 
 
-def _tick(value: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size or size > 1e3 and abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.4g}"
-
-
-def _text(value: Any, form: str = "") -> str:
-    """Return a value to read: '-' where it is not known."""
-    if value is None or value == "":
-        return "-"
-    if form or not isinstance(value, (int, float)):
-        return f"{value:{form}}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+_FACTS = {
+    "Losses": ("val_loss", "train_loss", "status", "reason", "source"),
+    "Training": (
+        *("seed_tokens", "parameters_total", "epochs", "lr", "weight_decay", "batch_size", "optimizer", "train_seed"),
+        *("data_seed", "corpus_name", "synthetic_share"),
+    ),
+    "Cost": (
+        *("training_flops", "wall_seconds", "tokens_seen", "tokens_per_second", "model_flops_utilisation", "peak_memory_bytes"),
+    ),
+    "Where": ("device", "host", "torch_version", "started_at", "ended_at"),
+}
 
 
 def run_facts(run: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return what is recorded of a run, as texts with units under four heads; '-' for what is not known."""
-
-    def text(name: str, form: str = "", unit: str = "", scale: float = 1) -> str:
-        value = run.get(name)
-        return "-" if value is None else f"{_text(value / scale if scale != 1 else value, form)} {unit}".strip()
-
-    error = f" ± {run['val_loss_standard_error']:.4f}" if run.get("val_loss_standard_error") is not None else ""
-    loss = "-" if run.get("val_loss") is None else f"{run['val_loss']:.4f}{error} nats/token"
-    synthetic = {"synthetic share": text("synthetic_share", ".3g")} if run.get("synthetic_share") is not None else {}
-    return {
-        "Losses": {
-            **{"validation loss ± standard error": loss, "training loss (end of curve)": text("train_loss", ".4f", "nats/token")},
-            **{"status": run.get("status") or "not ended", "reason": text("reason")},
-            "source": run.get("source") or "trained here",
-        },
-        "Training": {
-            **{"D (seed tokens)": text("seed_tokens"), "N (parameters)": text("parameters_total"), "epochs": text("epochs")},
-            **{"learning rate": text("lr"), "weight decay": text("weight_decay"), "batch size": text("batch_size")},
-            **{"optimizer": text("optimizer"), "seeds (train, data)": f"{text('train_seed')}, {text('data_seed')}"},
-            **{"corpus": text("corpus_name"), **synthetic},
-        },
-        "Cost": {
-            **{"training": text("training_flops", ".3g", "FLOPs"), "time": text("wall_seconds", ",.1f", "s")},
-            **{"tokens seen": text("tokens_seen"), "speed": text("tokens_per_second", ",.0f", "tokens/s")},
-            **{"model FLOPs utilisation": text("model_flops_utilisation", ".1%")},
-            **{"peak memory": text("peak_memory_bytes", ",.1f", "MiB", 2**20)},
-        },
-        "Where": {
-            **{"device": text("device"), "host": text("host"), "PyTorch": text("torch_version")},
-            **{"began": text("started_at", "%Y-%m-%d %H:%M:%S UTC"), "ended": text("ended_at", "%Y-%m-%d %H:%M:%S UTC")},
-        },
-    }
+    """Return what is recorded of a run, as texts with units under four heads; '-' for what is not recorded."""
+    units, run = documented.units(), run | {"source": run.get("source") or "trained here"}
+    texts = {name: f"{readable(value)} {units.get(name, '') if value is not None else ''}".strip() for name, value in run.items()}
+    if (loss := run.get("val_loss")) is not None:
+        error = run["val_loss_standard_error"]
+        texts["val_loss"] = f"{loss:.4f}{'' if error is None else f' ± {error:.4f}'} nats/token"
+    return {head: {name: texts.get(name, "-") for name in names} for head, names in _FACTS.items()}
 
 
 # The grid points one step from a run in each cell whose search tried it; one that was not tried has no run.

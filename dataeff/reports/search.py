@@ -10,27 +10,33 @@ is empty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
 from dataeff.errors import InputError
 from dataeff.records.queries import records
-from dataeff.reports.theme import PALETTE, chart_config
+from dataeff.reports.charts import LOSS, heat_map
+from dataeff.reports.frames import Records, by_key
+from dataeff.reports.theme import ALARM, GREY, INK, PALETTE
 
 if TYPE_CHECKING:
     import duckdb
 
-Records = list[dict[str, Any]]
 SQUARE = 34  # of a grid point (pixels)
+TOOLTIP = ["point:N", "state:N", alt.Tooltip("number:Q", title="order"), alt.Tooltip("val_loss:Q", format=".4f")]
 
-# Every point of the panels in which something was run or is missing. `stretch` numbers the pieces of the path that stay in one.
+# Every point of the panels in which something was run or is missing; the axes named in $2 come first among the tuned ones.
+# `stretch` numbers the pieces of the path that stay in one panel.
 GRID = """
 WITH RECURSIVE this AS (
-    SELECT shape, axes::MAP(VARCHAR, DOUBLE[]) AS axes, list_filter(range(1, len(shape) + 1), lambda i: shape[i] > 1) AS tuned
+    SELECT shape, axes::MAP(VARCHAR, DOUBLE[]) AS axes, list_transform(list_sort(list_transform(
+            list_filter(range(1, len(shape) + 1), lambda i: shape[i] > 1),
+            lambda i: {rank: coalesce(list_position($2, json_keys(cell.axes)[i]), 9), i: i})), lambda ranked: ranked.i) AS tuned
     FROM cell WHERE cell_id = $1
 ), point AS MATERIALIZED (
-    SELECT coordinates, run_id, val_loss, edges, missing, is_best, number
+    SELECT coordinates, run_id, objective_loss AS val_loss, edges, missing, is_best, number
     FROM (FROM grid_point WHERE cell_id = $1) LEFT JOIN (SELECT coordinates, min(number) AS number FROM trial
         WHERE cell_id = $1 AND role = 'search' GROUP BY coordinates) USING (coordinates)
 ), plateau AS (
@@ -51,15 +57,15 @@ WITH RECURSIVE this AS (
     FROM panel, this, unnest(range(coalesce(shape[tuned[1]], 1))) AS xs(across),
         unnest(range(coalesce(shape[tuned[2]], 1))) AS ys(up)
 ), placed AS (
-    SELECT *, list_transform(tuned, lambda i: map_keys(axes)[i] || ' ' || format('{:g}', valued[i])) AS said
+    SELECT *, list_transform(tuned, lambda i: map_keys(axes)[i] || ' ' || format('{:g}', valued[i])) AS texts
     FROM (SELECT *, list_transform(coordinates, lambda c, i: map_values(axes)[i][c + 1]) AS valued FROM square)
 ), path AS (
     SELECT coordinates, sum(moved) OVER (ORDER BY number) AS stretch
     FROM (SELECT coordinates, number, coalesce((panel <> lag(panel) OVER (ORDER BY number))::INT, 0) AS moved
         FROM point JOIN placed USING (coordinates))
 )
-SELECT coordinates, valued[tuned[1]] AS x, valued[tuned[2]] AS y, panel AS place,
-    array_to_string(said[3:], ', ') AS panel, array_to_string(said, ', ') AS point,
+SELECT coordinates, map_keys(axes)[tuned[1]] AS x_name, valued[tuned[1]] AS x, map_keys(axes)[tuned[2]] AS y_name,
+    valued[tuned[2]] AS y, panel AS place, array_to_string(texts[3:], ', ') AS panel, array_to_string(texts, ', ') AS point,
     CASE WHEN NOT was_run THEN 'missing' WHEN was_run IS NULL THEN 'not run' WHEN val_loss IS NULL THEN 'diverged' ELSE 'run' END
         AS state,
     number, val_loss, val_loss - min(val_loss) OVER () AS excess, coalesce(is_best, false) AS is_best,
@@ -71,8 +77,8 @@ ORDER BY place, coordinates
 RUNS = """
 SELECT number, role, map(json_keys(axes), list_transform(trial.coordinates, lambda c, i:
         map_values(axes::MAP(VARCHAR, DOUBLE[]))[i][c + 1])) AS axes,
-    train_seed, data_seed, if(objective = 'K', point.val_loss, NULL) AS limit_in_k, run.val_loss, status,
-    coalesce(point.is_best, false) AS at_optimum, reason, 'runs?run=' || trial.run_id AS run
+    train_seed, data_seed, if(objective = 'K', objective_loss, NULL) AS limit_in_k, run.val_loss, status,
+    coalesce(point.is_best, false) AS at_optimum, run.reason, 'runs?run=' || trial.run_id AS run
 FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     LEFT JOIN grid_point AS point ON point.cell_id = trial.cell_id AND point.coordinates = trial.coordinates
 WHERE trial.cell_id = $1
@@ -82,133 +88,101 @@ ORDER BY number, role <> 'search', train_seed, data_seed, trial.run_id
 
 def cell_search(connection: duckdb.DuckDBPyConnection, cell_id: str) -> tuple[Records, Records]:
     """Return the points of a cell's grid, for `search_chart`, and its runs in the order of the search. Losses in nats/token."""
-    found = records(connection, RUNS, [cell_id])
-    runs = [{"number": run["number"], "role": run["role"], **run.pop("axes"), **run} for run in found]
-    return records(connection, GRID, [cell_id]), runs
+    runs = records(connection, RUNS, [cell_id])
+    runs = [{"number": run["number"], "role": run["role"], **run.pop("axes"), **run} for run in runs]
+    return cell_grid(connection, cell_id), runs
 
 
-def search_chart(cell: dict[str, Any], points: Records, dark: bool = False) -> alt.ConcatChart:
+def cell_grid(connection: duckdb.DuckDBPyConnection, cell_id: str, first: Sequence[str] = ()) -> Records:
+    """Return the points of a cell's grid; `first` are the axes to be x and y where they were tuned."""
+    return records(connection, GRID, [cell_id, list(first)])
+
+
+def grid_axes(points: Records) -> list[tuple[str, list[float]]]:
+    """Return the name and the values of x and y, as `heat_map` takes them."""
+    return [(points[0][f"{axis}_name"] or "", sorted({point[axis] for point in points})) for axis in "xy"]
+
+
+def search_chart(cell: dict[str, Any], points: Records) -> alt.ConcatChart:
     """Return a cell's search: heat maps over its first two tuned axes, a panel for each value of the others; a line for one.
 
-    `cell` is a record of `study_cells`, `points` those of `cell_search`. Colour is the loss above the best one (nats/token) on
-    a square-root scale, so that points near the optimum can be told apart. Raises `InputError` where nothing is tuned.
+    `cell` is a record of `study_cells`, `points` those of `cell_search`. Colour is the loss above the best one (nats/token).
+    Raises `InputError` where nothing is tuned.
     """
     if not cell["tuned"]:
         raise InputError(f"nothing is tuned in cell {cell['cell_id']}: its grid is one point; look at the cell it follows")
-    worst = max((record["excess"] for record in points if record["excess"] is not None), default=0.0) or 1e-9
-    panels: dict[tuple[int, ...], Records] = {}
-    for record in points:
-        panels.setdefault(tuple(record["place"]), []).append({**record, "label": _label(record)})
+    worst = max((point["excess"] for point in points if point["excess"] is not None), default=0.0) or 1e-9
+    panels = by_key([{**point, "label": _label(point), "place": tuple(point["place"])} for point in points], "place")
     drawn = [
-        _heat_map(panel, cell["tuned"], worst, dark) if len(cell["tuned"]) > 1 else _line(panel, cell["tuned"], dark)
-        for panel in panels.values()
+        _grid(panel, cell["tuned"], worst) if len(cell["tuned"]) > 1 else _line(panel, cell["tuned"]) for panel in panels.values()
     ]
     what = "loss" if cell["objective"] == "single" else f"limit in K of {cell['members']} members"
     title = f"{cell['recipe']}, D = {cell['seed_tokens']:,} tokens, {cell['size']}: {what} at the points of the grid"
-    return (
-        alt.concat(*drawn, columns=3, spacing=20)
-        .properties(title=alt.TitleParams(title, subtitle=_said(cell, points), offset=12))
-        .configure(**chart_config(dark))
+    return alt.concat(*drawn, columns=3, spacing=20).properties(
+        title=alt.TitleParams(title, subtitle=_note(cell, points), offset=12)
     )
 
 
-def _label(record: dict[str, Any]) -> str:
-    number = "" if record["number"] is None else str(record["number"])
-    return {"run": number, "diverged": f"\u00d7{number}", "missing": "?"}.get(record["state"], "")
+def _label(point: dict[str, Any]) -> str:
+    number = "" if point["number"] is None else str(point["number"])
+    return {"run": number, "diverged": f"\u00d7{number}", "missing": "?"}.get(point["state"], "")
 
 
-def _said(cell: dict[str, Any], points: Records) -> list[str]:
+def _note(cell: dict[str, Any], points: Records) -> list[str]:
     """What the marks mean: those that are drawn."""
-    states = {record["state"] for record in points}
-    said = ["Numbers: order of the search."]
-    said += [f"Outlined: the optimum, {cell['best_loss']:.4f} nats/token."] if cell["best_loss"] is not None else []
-    said += ["\u00d7: diverged."] if "diverged" in states else []
-    said += ["?: neighbour of the optimum that was not run."] if "missing" in states else []
-    said += [f"Bar: edge of the grid that the optimum lies on ({', '.join(cell['edges'])})."] if cell["edges"] else []
-    return [" ".join(said), *(["Panels without a mark are left out."] if len(cell["tuned"]) > 2 else [])]
+    states = {point["state"] for point in points}
+    note = ["Numbers: order of the search."]
+    note += [f"Outlined: the optimum, {cell['best_loss']:.4f} nats/token."] if cell["best_loss"] is not None else []
+    note += ["\u00d7: diverged."] if "diverged" in states else []
+    note += ["?: neighbour of the optimum that was not run."] if "missing" in states else []
+    note += [f"Bar: edge of the grid that the optimum lies on ({', '.join(cell['edges'])})."] if cell["edges"] else []
+    return [" ".join(note), *(["Panels without a mark are left out."] if len(cell["tuned"]) > 2 else [])]
 
 
-def _inks(dark: bool) -> tuple[str, str, str]:
-    """Text, empty squares, and what asks for attention."""
-    return ("#eeeeee", "#3a3a3a", PALETTE[1]) if dark else ("#1a1a1a", "#dedede", PALETTE[1])
-
-
-def _edges(panel: Records, tuned: list[str], width: int, height: int, alarm: str) -> tuple[list[alt.Chart], str]:
+def _edges(panel: Records, tuned: list[str], width: int, height: int) -> tuple[list[alt.Chart], str]:
     """Bars along the edges that the optimum lies on, where it is in this panel, and the panel's title, which says the rest."""
     places = {"x": {"lower": 0, "upper": width}, "y": {"lower": height, "upper": 0}}
     bars, title = [], panel[0]["panel"]
-    for name, side in (edge.rsplit(" ", 1) for record in panel for edge in record["edges"] or ()):
+    for name, side in (edge.rsplit(" ", 1) for point in panel for edge in point["edges"] or ()):
         axis = dict(zip(tuned, "xy", strict=False)).get(name)
         if axis is None:
             title += f" ({side} edge)"
         else:
-            bar = alt.Chart(alt.Data(values=[{}])).mark_rule(color=alarm, strokeWidth=4)
+            bar = alt.Chart(alt.Data(values=[{}])).mark_rule(color=ALARM, strokeWidth=4)
             bars.append(bar.encode(**{axis: alt.value(places[axis][side])}))
     return bars, title
 
 
-def _heat_map(panel: Records, tuned: list[str], worst: float, dark: bool) -> alt.LayerChart:
-    _, faint, alarm = _inks(dark)
-    xs, ys = (sorted({record[axis] for record in panel}) for axis in "xy")
-    width, height = SQUARE * len(xs), SQUARE * len(ys)
-    axis = alt.Axis(format="~g", labelAngle=0, labelPadding=5, ticks=False, grid=False)
-    x = alt.X("x:O", title=tuned[0].replace("_", " "), scale=alt.Scale(domain=xs, padding=0), axis=axis)
-    y = alt.Y("y:O", title=tuned[1].replace("_", " "), scale=alt.Scale(domain=ys[::-1], padding=0), axis=axis)
-    colour = alt.Color(
-        "excess:Q",
-        title="above the best (nats/token)",
-        scale=alt.Scale(type="sqrt", scheme="viridis", domain=[0, worst], reverse=dark),
-        legend=alt.Legend(gradientLength=220, values=[0, worst / 16, worst / 4, worst], format=".2~g"),
-    )
-    near, far = ("#1a1a1a", "#ffffff") if dark else ("#ffffff", "#1a1a1a")  # on the colours of good and bad losses
-    good = f"datum.excess < {(0.32 if dark else 0.18) * worst}"  # where either ink is as easy to read
-    number = alt.when(good).then(alt.value(near)).otherwise(alt.value(far))
-    tooltip = ["point:N", "state:N", alt.Tooltip("number:Q", title="order"), alt.Tooltip("val_loss:Q", format=".4f")]
-
-    def of(kept: bool | str) -> alt.Chart:
-        chosen = [r for r in panel if kept is True or r["state"] == kept or (kept == "best" and r["is_best"])]
-        return alt.Chart(alt.Data(values=chosen)).encode(x=x, y=y)
-
-    bars, title = _edges(panel, tuned, width, height, alarm)
-    corner = {"fontSize": 10, "dx": -8, "dy": -7}  # off the path
-    inner = {"width": alt.RelativeBandSize(0.84), "height": alt.RelativeBandSize(0.84), "filled": False}
+def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
+    axes = grid_axes(panel)
+    bars, title = _edges(panel, tuned, *(SQUARE * len(values) for _, values in axes))
+    base = alt.Chart(alt.Data(values=panel)).encode(x="x:O", y="y:O")
+    missing = base.transform_filter("datum.state === 'missing'")
+    path = base.transform_filter("datum.number !== null").mark_line(strokeWidth=1, color=GREY)
     return alt.layer(
-        of(True).mark_rect(filled=False, stroke=faint, strokeWidth=1),
-        of("run").mark_rect().encode(color=colour, tooltip=tooltip),
-        of("missing").mark_rect(stroke=alarm, strokeDash=[3, 3], strokeWidth=1.5, **inner),
-        of("missing").mark_text(fontSize=13, color=alarm).encode(text="label:N", tooltip=tooltip),
-        of(True)
-        .transform_filter("datum.number !== null")
-        .mark_line(strokeWidth=1, color="#8C8C8C")
-        .encode(order="number:Q", detail="stretch:N"),
-        of("best").mark_rect(stroke=near, strokeWidth=2.5, **inner),
-        of("run").mark_text(**corner).encode(text="label:N", color=number, tooltip=tooltip),
-        of("diverged").mark_text(**corner | {"dx": 0}, color=alarm, fontWeight="bold").encode(text="label:N", tooltip=tooltip),
+        heat_map(panel, axes, worst, TOOLTIP, (SQUARE, SQUARE), corner=True),
+        missing.mark_rect(filled=False, stroke=ALARM, strokeDash=[3, 3], width={"band": 0.84}, height={"band": 0.84}),
+        path.encode(order="number:Q", detail="stretch:N"),
         *bars,
-    ).properties(width=width, height=height, title=alt.TitleParams(title, fontSize=12, anchor="middle"))
+    ).properties(title=alt.TitleParams(title, fontSize=12, anchor="middle"))
 
 
-def _line(panel: Records, tuned: list[str], dark: bool) -> alt.LayerChart:
-    ink, faint, alarm = _inks(dark)
+def _line(panel: Records, tuned: list[str]) -> alt.LayerChart:
     width, height = 420, 260
-    xs = sorted(record["x"] for record in panel)
+    xs = sorted(point["x"] for point in panel)
     scale = alt.Scale(type="log" if xs[0] > 0 else "linear", nice=False, padding=24)
-    x = alt.X("x:Q", title=tuned[0].replace("_", " "), scale=scale)
-    x = x.axis(format="~g", values=xs, gridColor=faint, labelOverlap=False)
-    y = alt.Y("val_loss:Q", title="validation loss (nats/token)", scale=alt.Scale(zero=False))
-    tooltip = ["point:N", "state:N", alt.Tooltip("number:Q", title="order"), alt.Tooltip("val_loss:Q", format=".4f")]
-
-    def of(*states: str) -> alt.Chart:
-        return alt.Chart(alt.Data(values=[r for r in panel if r["state"] in states])).encode(x=x, tooltip=tooltip)
-
-    best = alt.Chart(alt.Data(values=[r for r in panel if r["is_best"]]))
-    bars, _ = _edges(panel, tuned, width, height, alarm)
+    x = alt.X("x:Q", title=tuned[0].replace("_", " "), scale=scale).axis(format="~g", values=xs, labelOverlap=False)
+    y = alt.Y("val_loss:Q", title=LOSS, scale=alt.Scale(zero=False))
+    base = alt.Chart().encode(x, tooltip=TOOLTIP)
+    run, other = base.transform_filter("datum.state === 'run'").encode(y), base.transform_filter("datum.state !== 'run'")
+    bars, _ = _edges(panel, tuned, width, height)
     return alt.layer(
-        of("run").mark_line(strokeWidth=1, color="#8C8C8C").encode(y=y),
-        of("run").mark_point(filled=True, opacity=1, size=50, color=PALETTE[0]).encode(y=y),
-        best.mark_point(size=220, strokeWidth=2.5, color=ink, shape="square").encode(x=x, y=y),
-        of("run").mark_text(dy=-16, color=ink).encode(y=y, text="label:N"),
-        of("diverged", "missing").mark_rule(strokeDash=[3, 3], color=alarm),
-        of("diverged", "missing").mark_text(dy=12, dx=10, color=alarm).encode(y=alt.value(0), text="label:N"),
+        run.mark_line(strokeWidth=1, color=GREY),
+        run.mark_point(filled=True, opacity=1, size=50, color=PALETTE[0]),
+        run.transform_filter("datum.is_best").mark_point(size=220, strokeWidth=2.5, color=INK, shape="square"),
+        run.mark_text(dy=-16, color=INK).encode(text="label:N"),
+        other.transform_filter("datum.label !== ''").mark_rule(strokeDash=[3, 3], color=ALARM),
+        other.mark_text(dy=12, dx=10, color=ALARM).encode(y=alt.value(0), text="label:N"),
         *bars,
+        data=alt.Data(values=panel),
     ).properties(width=width, height=height)

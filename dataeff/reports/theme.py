@@ -1,49 +1,44 @@
 """How charts look: one place for colours, fonts and sizes, so that the page, the report and a notebook agree.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/). They are
-given to recipes in the order of the study, so that a recipe keeps its colour from chart to chart. Black, which no dark page
-shows, is a grey here; a violet and a darker yellow follow for studies of more recipes.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/). They are given to
+recipes in the order of the study, so that a recipe keeps its colour from chart to chart. Black is replaced by a grey, which a
+dark page shows too; a violet and a darker yellow follow for studies of more recipes. Charts name INK, FAINT, LINES and PAPER,
+and `themed` says what these are on a light or a dark page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
+
+import altair as alt
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#7A4F9A", "#B8A800")
-FONT = "Helvetica, Arial, sans-serif"
+GREY, ALARM, FONT = PALETTE[6], PALETTE[1], "Helvetica, Arial, sans-serif"
+INK, FAINT, LINES, PAPER = (alt.ExprRef(name) for name in ("ink", "faint", "lines", "paper"))
+LIGHT = {"ink": "#1a1a1a", "faint": "#555555", "lines": "#e0e0e0", "paper": "#ffffff"}
+DARK = {"ink": "#eeeeee", "faint": "#b0b0b0", "lines": "#3a3a3a", "paper": "#171614"}
 
 
-def recipe_colours(recipes: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each recipe, in order; colours repeat after nine."""
-    return {recipe: PALETTE[i % len(PALETTE)] for i, recipe in enumerate(recipes)}
+def palette(names: Iterable[Any]) -> alt.Scale:
+    """Return the scale that gives names their colours, in order; colours repeat after nine."""
+    distinct = list(dict.fromkeys(names))
+    return alt.Scale(domain=distinct, range=[PALETTE[i % len(PALETTE)] for i in range(len(distinct))])
 
 
-def page_colour(dark: bool) -> str:
-    """Return the colour charts are drawn on."""
-    return "#171614" if dark else "#ffffff"
-
-
-def faint(dark: bool) -> str:
-    """Return the colour of what is not to be looked at first."""
-    return "#b0b0b0" if dark else "#555555"
-
-
-def chart_config(dark: bool = False) -> dict[str, object]:
-    """Return the Vega-Lite config of charts on a white or a dark page; every colour is set, none left to the page."""
-    ink, lines = ("#eeeeee", "#3a3a3a") if dark else ("#1a1a1a", "#e8e8e8")
+def themed(chart: alt.TopLevelMixin, dark: bool = False) -> alt.TopLevelMixin:
+    """Return the chart as it looks on a light or a dark page; every colour is set, none left to the page."""
+    inks = DARK if dark else LIGHT
+    ink, faint = inks["ink"], inks["faint"]
     labels = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
-    return {
-        "background": page_colour(dark),
-        "font": FONT,
-        "axis": {**labels, "labelFontSize": 11, "gridColor": lines, "tickColor": faint(dark), "domain": False},
-        "legend": {**labels, "orient": "top"},
-        "title": {
-            "fontSize": 14,
-            "anchor": "start",
-            "fontWeight": "normal",
-            "color": ink,
-            "subtitleFontSize": 12,
-            "subtitleColor": faint(dark),
-        },
-        "view": {"stroke": None},
-    }
+    return chart.properties(autosize=alt.AutoSizeParams(type="pad")).configure(
+        background=inks["paper"],
+        font=FONT,
+        params=[{"name": name, "value": colour} for name, colour in inks.items()],
+        axis={**labels, "labelFontSize": 11, "gridColor": inks["lines"], "tickColor": faint, "domain": False},
+        legend={**labels, "orient": "top"},
+        header={**labels, "labelFontSize": 13, "labelAnchor": "start", "title": None},
+        title={"fontSize": 14, "anchor": "start", "fontWeight": "normal", "color": ink, "subtitleFontSize": 12,
+               "subtitleColor": faint},
+        view={"stroke": None},
+    )  # fmt: skip

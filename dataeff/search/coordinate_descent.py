@@ -59,39 +59,55 @@ def next_points(
     Raises `InputError` for a loss of NaN or -inf or a width below one, `OffGridError` for a point off the grid.
     """
     _check(results, grid, starts, width)
-    known: dict[Point, float] = {}
+    tried: dict[Point, float] = {}
     centre: Point | None = None
-    paid: Direction | None = None
+    last_direction: Direction | None = None
     steps = cache(partial(_steps, grid))  # a call may poll the same plateau hundreds of times
     stage: dict[Point, Direction | None] = dict.fromkeys(starts or (grid.middle,))
     while stage:
-        allowed = list(stage)[: None if limit is None else max(0, limit - len(known))]
+        allowed = list(stage)[: None if limit is None else max(0, limit - len(tried))]
         waiting = [point for point in allowed if point not in results]
         if waiting or len(allowed) < len(stage):
             return [point for point in waiting if point not in in_flight]
-        known.update((point, results[point]) for point in stage)
-        best = min(stage, key=known.__getitem__)
-        if centre is None or known[best] < known[centre]:
-            centre, paid = best, stage[best]
-        stage = dict(islice(_polls(known, grid, centre, paid, steps), width))
+        tried.update((point, results[point]) for point in stage)
+        best = min(stage, key=tried.__getitem__)
+        if centre is None or tried[best] < tried[centre]:
+            centre, last_direction = best, stage[best]
+        stage = dict(islice(_polls(tried, grid, centre, last_direction, steps), width))
     return []
 
 
-def replay(
-    recorded: Callable[[Point], float | None],
+def walk(
+    value: Callable[[Point], float | None],
     grid: Grid,
     starts: Sequence[Point] = (),
     width: int = 2,
     limit: int | None = None,
-) -> dict[Point, float]:
-    """Return the results of the path as far as `recorded` reaches, which gives a point's loss or None; path order."""
+    others: Callable[[], Iterable[Point]] = tuple,
+) -> tuple[dict[Point, float], list[Point]]:
+    """Return the results of the path as far as `value` has them, in its order, and the points that it needs next.
+
+    `value` gives the loss of a point, None where it was not run. A path that is done goes on from the best of `others`, points
+    run for other reasons, where that is better than all it has: so no certificate is contradicted by what is recorded.
+    """
     results: dict[Point, float] = {}
-    while wanted := next_points(results, grid, starts, width=width, limit=limit):
-        known = {point: loss for point in wanted if (loss := recorded(point)) is not None}
-        results |= known
-        if len(known) < len(wanted):
-            break
-    return results
+    starts = tuple(starts) or (grid.middle,)
+    while True:
+        stage = next_points(results, grid, starts, width=width, limit=limit)
+        losses = {point: loss for point in stage if (loss := value(point)) is not None}
+        results |= losses
+        if len(losses) < len(stage):
+            return results, [point for point in stage if point not in losses]
+        if stage:
+            continue
+        if limit is not None and len(results) >= limit:
+            return results, []
+        outside = {point: loss for point in others() if point not in results and (loss := value(point)) is not None}
+        best = min(outside, key=lambda point: (outside[point], point), default=None)
+        if best is None or outside[best] == math.inf or outside[best] > min(results.values(), default=math.inf):
+            return results, []
+        results[best] = outside[best]
+        starts = (*starts, best)
 
 
 def needed_points(
@@ -101,17 +117,12 @@ def needed_points(
     in_flight: Collection[Point] = frozenset(),
     width: int = 2,
 ) -> list[Point]:
-    """Return `next_points`; once that path is done, go on from a better point that the path never asked for, if any.
+    """Return the points that `walk` needs next, those in flight left out, when all `results` count, on the path or not.
 
-    Such points come from other studies or from speculation. Without them this is `next_points`. It is empty, with
-    nothing in flight, only when the certificate of `results` is not open or the whole grid has diverged.
+    Empty, with nothing in flight, only when the certificate of `results` is not open or the whole grid has diverged.
     """
-    stage = next_points(results, grid, starts, width=width)
-    if not stage:
-        found = certificate(results, grid)
-        if found.state == "open" and found.best is not None:
-            stage = next_points(results, grid, (*(starts or (grid.middle,)), found.best), width=width)
-    return [point for point in stage if point not in in_flight]
+    _, needed = walk(results.get, grid, starts, width, others=results.keys)
+    return [point for point in needed if point not in in_flight]
 
 
 def speculative_points(
@@ -128,10 +139,10 @@ def speculative_points(
     point in `results` or in flight; fewer than `count` only when the grid has no more.
     """
     needed = needed_points(results, grid, starts, in_flight, width)
-    found = certificate(results, grid)
-    centres = starts or (grid.middle,) if found.best is None else (found.best,)
+    current = certificate(results, grid)
+    centres = starts or (grid.middle,) if current.best is None else (current.best,)
     chosen: dict[Point, None] = {}
-    for point in chain(needed, found.missing, _outward(centres, grid)):
+    for point in chain(needed, current.missing, _outward(centres, grid)):
         if len(chosen) == count:
             break
         if point not in results and point not in in_flight:
@@ -170,6 +181,25 @@ def certificate(results: Mapping[Point, float], grid: Grid) -> Certificate:
     return Certificate(state, best, loss, missing, edges, margin, losses.count(loss), reason)
 
 
+def certificate_columns(best: Certificate | None, results: Mapping[Point, float], grid: Grid) -> dict[str, object]:
+    """Return a certificate as columns of table `cell`; a margin to diverged neighbours alone is NULL."""
+    if best is None:
+        best = certificate({}, grid)
+    around = grid.neighbours(best.best) if best.best is not None else []
+    known = best.best is not None
+    return {
+        "state": best.state,
+        "reason": best.reason + (f"; {best.ties} have exactly the same loss" if best.ties else ""),
+        "best": list(best.best) if known else None,
+        "best_loss": best.loss,
+        "margin": best.margin if best.margin is not None and math.isfinite(best.margin) else None,
+        "ties": best.ties if known else None,
+        "neighbours_run": sum(point in results for point in around) if known else None,
+        "neighbours_missing": [list(point) for point in best.missing] if known else None,
+        "edges": [f"{axis} {side}" for axis, side in best.edges] if known else None,
+    }
+
+
 def _check(results: Mapping[Point, float], grid: Grid, starts: Iterable[Point] = (), width: int = 1) -> None:
     if width < 1:
         raise InputError(f"width is {width}: a stage needs at least one point; give 1 or more")
@@ -182,39 +212,43 @@ def _check(results: Mapping[Point, float], grid: Grid, starts: Iterable[Point] =
 
 
 def _polls(
-    known: Mapping[Point, float],
+    tried: Mapping[Point, float],
     grid: Grid,
     centre: Point,
-    paid: Direction | None,
+    last_direction: Direction | None,
     steps: Callable[[Point], list[tuple[Point, Direction]]],
 ) -> Iterator[tuple[Point, Direction]]:
     """Yield each untried neighbour with its direction: those of the centre, most promising first, then of its plateau."""
     # While everything has diverged, all points are one plateau, wherever the starts lay.
-    plateau = known if known[centre] == math.inf else _plateau(known, grid, centre)
+    plateau = tried if tried[centre] == math.inf else _plateau(tried, grid, centre)
     around = steps(centre)
-    if paid:
-        around = sorted(around, key=lambda step: (step[1] != paid, _cost_one_back(known, grid, centre, paid, step[1])))
-    seen = set(known)
+    if last_direction:
+        around = sorted(
+            around, key=lambda step: (step[1] != last_direction, _reverse_step_cost(tried, grid, centre, last_direction, step[1]))
+        )
+    seen = set(tried)
     for point, direction in chain(around, chain.from_iterable(map(steps, plateau))):
         if point not in seen:
             seen.add(point)
             yield point, direction
 
 
-def _cost_one_back(known: Mapping[Point, float], grid: Grid, centre: Point, paid: Direction, direction: Direction) -> float:
+def _reverse_step_cost(
+    tried: Mapping[Point, float], grid: Grid, centre: Point, last_direction: Direction, direction: Direction
+) -> float:
     """Return how much worse this step made the point the path came from; minus the opposite step's cost, or 0, if unknown.
 
-    A slope changes little over one step of `paid`, so what failed there is best tried last here. On quadratic surfaces
+    A slope changes little over one step of `last_direction`, so what failed there is best tried last here. On quadratic surfaces
     on the 6 x 8 x 7 grid of arXiv 2509.14786 this order needs about 13% fewer runs than a fixed one.
     """
-    back = grid.step(centre, paid[0], -paid[1])
-    if back is None or not math.isfinite(known[back]):
+    back = grid.step(centre, last_direction[0], -last_direction[1])
+    if back is None or not math.isfinite(tried[back]):
         return 0.0
     axis, by = direction
     for sign in (1, -1):
         point = grid.step(back, axis, sign * by)
-        if point in known:
-            return sign * (known[point] - known[back])
+        if point in tried:
+            return sign * (tried[point] - tried[back])
     return 0.0
 
 
@@ -225,14 +259,14 @@ def _steps(grid: Grid, point: Point) -> list[tuple[Point, Direction]]:
 
 def _plateau(results: Mapping[Point, float], grid: Grid, point: Point) -> dict[Point, None]:
     """Return the points connected to `point` through neighbours of exactly its loss, nearest first, itself included."""
-    found = {point: None}
+    plateau = {point: None}
     queue = [point]
     for member in queue:
         for neighbour in grid.neighbours(member):
-            if neighbour not in found and results.get(neighbour) == results[point]:
-                found[neighbour] = None
+            if neighbour not in plateau and results.get(neighbour) == results[point]:
+                plateau[neighbour] = None
                 queue.append(neighbour)
-    return found
+    return plateau
 
 
 def _unrun(points: Iterable[Point], results: Mapping[Point, float], grid: Grid) -> tuple[Point, ...]:
@@ -251,21 +285,20 @@ def _outward(centres: Iterable[Point], grid: Grid) -> Iterator[Point]:
 
 
 def _reason(
-    neighbours: int,
-    tied: int,
-    missing: Sequence[Point],
-    edges: Sequence[tuple[str, str]],
-    margin: float | None,
+    neighbours: int, tied: int, missing: Sequence[Point], edges: Sequence[tuple[str, str]], margin: float | None
 ) -> str:
-    plateau = f" of {tied} points with exactly this loss" if tied > 1 else ""
+    if missing and tied > 1:
+        return f"{len(missing)} neighbours of {tied} points with exactly this loss were not run"
     if missing:
-        return f"{len(missing)} neighbours{plateau or f' of {neighbours}'} were not run"
+        return f"{len(missing)} of {neighbours} neighbours were not run"
     if margin is None:
         return "the grid has one point, and it was run"
-    if plateau:
-        said = f"all neighbours{plateau} were run and none is better"
+    if tied > 1:
+        reason = f"all neighbours of {tied} points with exactly this loss were run and none is better"
+    elif margin == math.inf:
+        reason = f"all {neighbours} neighbours were run and diverged"
     else:
-        said = f"all {neighbours} neighbours were run and the best of them is {margin:.4g} worse"
+        reason = f"all {neighbours} neighbours were run and the best of them is {margin:.4g} worse"
     if edges:
-        said += f", but it lies on the {' and the '.join(f'{side} edge of {axis}' for axis, side in edges)}"
-    return said
+        reason += f", but it lies on the {' and the '.join(f'{side} edge of {axis}' for axis, side in edges)}"
+    return reason

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dataeff.specs.run import Spec
+from dataeff.specs.spec import Spec
 
 EMBEDDED_CORPUS = "state-of-the-union"
 
@@ -20,14 +20,12 @@ class CorpusSpec(Spec):
     """
 
     name: str = EMBEDDED_CORPUS
-    path: str | None = Field(default=None, description="file, directory or glob of .txt, .md, .jsonl, .parquet (.gz, .xz)")
-    hugging_face: str | None = Field(default=None, description="dataset name, needs the extra dataeff[hugging-face]")
-    split: str = Field(default="train", description="of the Hugging Face dataset")
-    text_field: str = Field(default="text", description="JSONL key or Parquet column that holds a document")
+    path: str | None = None  # file, directory or glob of .txt, .md, .jsonl, .parquet (.gz, .xz)
+    hugging_face: str | None = None  # dataset name, needs the extra dataeff[hugging-face]
+    split: str = "train"  # of the Hugging Face dataset
+    text_field: str = "text"  # JSONL key or Parquet column that holds a document
     validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="of the bytes, in whole documents")
-    passage_bytes: int | None = Field(
-        default=None, ge=256, description="cut documents, after the split, into passages of about this size, each then a document"
-    )
+    passage_bytes: int | None = Field(default=None, ge=256, description="cut training documents into pieces of about this size")
 
     @model_validator(mode="after")
     def _one_source(self) -> CorpusSpec:
@@ -42,18 +40,14 @@ class TokenizerSpec(Spec):
     """Byte-level BPE trained on the training documents, a `tokenizer.json`, or a named one from the Hugging Face hub."""
 
     kind: Literal["bpe", "file", "hugging_face"] = "bpe"
-    vocabulary: int | None = Field(
-        default=None, ge=257, description="for bpe: tokens, with the 256 bytes and <|endoftext|>; for hugging_face: for `plan`"
-    )
-    path: str | None = Field(default=None, description="for file: a tokenizer.json")
-    name: str | None = Field(default=None, description="for hugging_face: such as meta-llama/Llama-3.1-8B")
+    vocabulary: int | None = Field(default=None, ge=257, description="bpe: tokens, 257 at least; else for `plan`")
+    path: str | None = None  # for file: a tokenizer.json
+    name: str | None = None  # for hugging_face: such as meta-llama/Llama-3.1-8B
 
     @model_validator(mode="after")
     def _what_the_kind_needs(self) -> TokenizerSpec:
         needed = {"bpe": "vocabulary", "file": "path", "hugging_face": "name"}[self.kind]
-        for key in ("vocabulary", "path", "name"):
-            if self.kind == "hugging_face" and key == "vocabulary":
-                continue
+        for key in ("path", "name") if self.kind == "hugging_face" else ("vocabulary", "path", "name"):
             if (getattr(self, key) is not None) != (key == needed):
                 raise ValueError(f"kind = '{self.kind}' needs {needed} and nothing else; {key} is {getattr(self, key)!r}")
         return self

@@ -1,8 +1,8 @@
 """The grid: the lattice of hyper-parameter values that a search walks.
 
 A point is a tuple of indices, one an axis, in the order of the axes. Its neighbours differ by one step on one
-axis. An axis of one value is fixed. An edge beyond which nothing can lie (weight decay 0, one epoch, dropout 0)
-is natural: an optimum there is no boundary case. The grid knows nothing of losses.
+axis. An axis of one value is fixed. An edge beyond which no run can lie (weight decay 0, one epoch, dropout 0) is
+natural: an optimum there is no boundary case. The grid knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from annotated_types import Ge, Le
+
 from dataeff.errors import OffGridError
+from dataeff.specs.run import RunSpec
 
 Point = tuple[int, ...]
 
-NATURAL_LOWER_EDGE = {"weight_decay": 0.0, "epochs": 1.0, "dropout": 0.0}
+# What the fields of a run allow at most, such as weight decay 0 or one epoch: name, side, value.
+NATURAL_EDGES = {
+    (name, "lower", rule.ge) if isinstance(rule, Ge) else (name, "upper", rule.le)
+    for name, field in RunSpec.model_fields.items()
+    for rule in field.metadata
+    if isinstance(rule, (Ge, Le))
+}
 
 
 @dataclass(frozen=True)
@@ -52,18 +61,26 @@ class Grid:
         """The middle of every axis; the lower of the two where there is no middle (cheaper, and less likely to diverge)."""
         return tuple((length - 1) // 2 for length in self.shape)
 
+    @property
+    def quarters(self) -> list[Point]:
+        """The middles of the grid's halves, axis after axis: further points to start a search from."""
+        middle = self.middle
+        return [
+            (*middle[:axis], round((length - 1) * share), *middle[axis + 1 :])
+            for axis, length in enumerate(self.shape)
+            for share in (0.25, 0.75)
+        ]
+
     def values(self, point: Point) -> dict[str, float]:
         """Return the value of each axis at `point`."""
         return {name: values[i] for (name, values), i in zip(self.axes.items(), point, strict=True)}
 
     def point(self, values: Mapping[str, float]) -> Point:
         """Return the point that has exactly these values. Raises `OffGridError`, which lists what is on the axis."""
-        indices = []
         for name, axis in self.axes.items():
-            if name not in values or values[name] not in axis:
+            if values.get(name) not in axis:
                 raise OffGridError(f"{name} = {values.get(name)} is not on the grid; valid: {list(axis)}")
-            indices.append(axis.index(values[name]))
-        return tuple(indices)
+        return tuple(axis.index(values[name]) for name, axis in self.axes.items())
 
     def nearest(self, values: Mapping[str, float]) -> Point:
         """Return the point whose values are nearest, axis by axis (the lower one of two); an axis not given takes its middle."""
@@ -73,11 +90,9 @@ class Grid:
         )
 
     def __contains__(self, point: object) -> bool:
-        return (
-            isinstance(point, tuple)
-            and len(point) == len(self.shape)
-            and all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
-        )
+        if not isinstance(point, tuple) or len(point) != len(self.shape):
+            return False
+        return all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
 
     def step(self, point: Point, axis: int, by: int) -> Point | None:
         """Return the point `by` steps along `axis`, or None beyond the edge."""
@@ -91,12 +106,9 @@ class Grid:
 
     def edges(self, point: Point) -> list[tuple[str, str]]:
         """Return (axis, "lower" | "upper") for each edge `point` lies on that is neither natural nor of a fixed axis."""
-        found = []
-        for (name, values), i in zip(self.axes.items(), point, strict=True):
-            if len(values) == 1:
-                continue
-            if i == 0 and values[0] != NATURAL_LOWER_EDGE.get(name):
-                found.append((name, "lower"))
-            if i == len(values) - 1:
-                found.append((name, "upper"))
-        return found
+        return [
+            (name, side)
+            for (name, values), i in zip(self.axes.items(), point, strict=True)
+            for side, end in (("lower", 0), ("upper", len(values) - 1))
+            if i == end and len(values) > 1 and (name, side, values[i]) not in NATURAL_EDGES
+        ]

@@ -30,9 +30,8 @@ def _stable(value: object, where: str) -> object:
             if not isinstance(key, str):
                 raise UnstableValueError(f"{where} has the key {key!r}: keys must be strings")
         return {key: _stable(item, f"{where}.{key}") for key, item in value.items()}
-    raise UnstableValueError(
-        f"{where} is a {type(value).__name__}: an identity takes None, bool, int, float, str, list or dict; convert it first"
-    )
+    kinds = "None, bool, int, float, str, list or dict"
+    raise UnstableValueError(f"{where} is a {type(value).__name__}: an identity takes {kinds}; convert it first")
 
 
 def canonical_json(value: object) -> str:

@@ -1,21 +1,31 @@
-"""Mistakes in a TOML file, told as a person would: which line, which key, what the rule is and what would be valid."""
+"""Mistakes in a TOML file, as messages: which line, which key, what the rule is and what would be valid."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from dataeff.errors import nearest
 
-_UNION_TAG = re.compile(r"function-before\[|literal\[|dict\[")
+_TAG = re.compile(r"function-before\[|literal\[|dict\[|\[key\]")  # what pydantic adds to a place
+
+
+def rule(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    """Return the rule that is broken, and the remedy, of one thing that pydantic says of a `model`."""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key; {nearest(problem['loc'][-1], model.model_fields)}"
+    if problem["type"] == "missing":
+        return "this key is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return message + ", a whole number" * problem["type"].startswith("int_")
 
 
 def explain(error: ValidationError, text: str, root: type[BaseModel], tables: Mapping[str, type[BaseModel]]) -> list[str]:
-    """Return `LINE: KEY = VALUE: rule; remedy` for each thing pydantic found in a TOML text that declares a `root`.
+    """Return `LINE: KEY = VALUE: rule; remedy` for each problem of a TOML text that declares a `root`.
 
     `tables` are the models of its tables, by the last name of the table.
     """
@@ -23,20 +33,14 @@ def explain(error: ValidationError, text: str, root: type[BaseModel], tables: Ma
     misspelt = {str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"}
     lines = []
     for problem in problems:
-        where = [part for part in problem["loc"] if not _UNION_TAG.match(str(part))]
-        key = ".".join(str(part) for part in where)
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-        if problem["type"] == "extra_forbidden":
-            model = [root, *(tables[str(part)] for part in where[:-1] if str(part) in tables)][-1]
-            message = f"unknown key; {nearest(where[-1], model.model_fields)}"
-        elif problem["type"] == "missing":
-            if difflib.get_close_matches(str(where[-1]), misspelt, n=1):
-                continue  # told already, as the unknown key it was misspelt as
-            message = "this key is missing; add it"
-        shown = problem["input"]
-        value = f" = {shown!r}" if where and problem["type"] != "missing" and not isinstance(shown, dict) else ""
+        where = [str(part) for part in problem["loc"] if not _TAG.match(str(part))]
+        missing = problem["type"] == "missing"
+        if missing and difflib.get_close_matches(where[-1], misspelt, n=1):
+            continue  # reported already, as the unknown key it was misspelt as
+        message = rule(problem, [root, *(tables[part] for part in where[:-1] if part in tables)][-1])
+        value = "" if missing or isinstance(problem["input"], dict) else f" = {problem['input']!r}"
         line = line_of(text, [*where, *_named(message)])
-        lines.append(f"{line}: {key}{value}: {message}" if key else f"{line}: {message}")
+        lines.append(f"{line}: {'.'.join(where)}{value}: {message}" if where else f"{line}: {message}")
     return lines
 
 
@@ -46,7 +50,7 @@ def _named(message: str) -> list[str]:
     return first.group(1).split(".") if first else []
 
 
-def line_of(text: str, where: list[Any]) -> int:
+def line_of(text: str, where: list[str]) -> int:
     """Return the 1-based line of the deepest key of `where` that the text has; line 1 when it has none."""
     table: list[str] = []
     best, depth = 1, 0
@@ -58,6 +62,6 @@ def line_of(text: str, where: list[Any]) -> int:
             path = [*table, *(part.strip("'\"") for part in key.group(1).split("."))]
         else:
             continue
-        if len(path) > depth and path == [str(part) for part in where[: len(path)]]:
+        if len(path) > depth and path == where[: len(path)]:
             best, depth = number, len(path)
     return best

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dataeff.specs.identity import identity
+from dataeff.specs.spec import Input, Spec
 
 TRAINER_VERSION = 1  # raised when the same RunSpec would give another loss than before
 
 
-class Spec(BaseModel):
-    """Base of all specs: immutable, strict about unknown keys and about numbers that are not finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SizeSpec(Spec):
+class Shape(Spec):
     """The shape of a decoder, without what the corpus and the training decide (vocabulary, context)."""
 
-    name: str = Field(min_length=1, description="how studies, tables and charts call this size")
     hidden: int = Field(ge=2)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -36,12 +30,9 @@ class SizeSpec(Spec):
     loops: int = Field(default=1, ge=1, description="times the stack of layers is applied, with the same weights")
 
     @model_validator(mode="after")
-    def _divides(self) -> SizeSpec:
+    def _divides(self) -> Shape:
         if self.hidden % self.heads:
-            raise ValueError(
-                f"hidden {self.hidden} does not divide into {self.heads} heads; use a multiple of {self.heads}, such as "
-                f"{max(self.heads, round(self.hidden / self.heads) * self.heads)}"
-            )
+            raise ValueError(f"hidden {self.hidden} does not divide into {self.heads} heads; use a multiple of {self.heads}")
         if (self.hidden // self.heads) % 2:
             raise ValueError(f"hidden/heads is {self.hidden // self.heads}: rotary embeddings need an even head size")
         if self.heads % self.kv_heads:
@@ -51,43 +42,37 @@ class SizeSpec(Spec):
         return self
 
 
-def _size(name: str, hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int) -> SizeSpec:
-    return SizeSpec(name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, feed_forward=feed_forward)
+class SizeSpec(Shape):
+    """A shape by the name that studies, tables and charts call it."""
+
+    name: str = Field(min_length=1)
 
 
 # The six sizes of arXiv 2509.14786, then tiny ones (two layers, the paper's feed-forward ratio of 3.5) for CPUs.
 PRESETS: dict[str, SizeSpec] = {
-    size.name: size
-    for size in (
-        _size("150m", 512, 6, 8, 8, 1792),
-        _size("300m", 768, 12, 12, 12, 2688),
-        _size("600m", 1024, 24, 16, 8, 3584),
-        _size("1.4b", 2048, 16, 16, 8, 7168),
-        _size("1.5b", 1536, 36, 16, 8, 5376),
-        _size("3.2b", 2048, 48, 16, 8, 7168),
-        _size("width16", 16, 2, 2, 2, 56),
-        _size("width32", 32, 2, 2, 2, 112),
-        _size("width64", 64, 2, 4, 4, 224),
-        _size("width128", 128, 2, 8, 8, 448),
-        _size("width256", 256, 2, 8, 8, 896),
+    name: SizeSpec(name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, feed_forward=feed_forward)
+    for name, hidden, layers, heads, kv_heads, feed_forward in (
+        ("150m", 512, 6, 8, 8, 1792),
+        ("300m", 768, 12, 12, 12, 2688),
+        ("600m", 1024, 24, 16, 8, 3584),
+        ("1.4b", 2048, 16, 16, 8, 7168),
+        ("1.5b", 1536, 36, 16, 8, 5376),
+        ("3.2b", 2048, 48, 16, 8, 7168),
+        ("width16", 16, 2, 2, 2, 56),
+        ("width32", 32, 2, 2, 2, 112),
+        ("width64", 64, 2, 4, 4, 224),
+        ("width128", 128, 2, 8, 8, 448),
+        ("width256", 256, 2, 8, 8, 896),
     )
 }
 
 
-class ModelSpec(Spec):
+class ModelSpec(Shape):
     """A Llama-style decoder: RMSNorm, SwiGLU, rotary embeddings, grouped-query attention, untied head."""
 
     vocabulary: int = Field(ge=2, description="tokens in the vocabulary")
     context_length: int = Field(ge=2, description="tokens in a sequence")
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
     rope_theta: float = Field(default=10_000.0, gt=0)
-    experts: int = 1
-    experts_per_token: int = 1
-    loops: int = 1
 
     @property
     def head_size(self) -> int:
@@ -111,39 +96,23 @@ class ModelSpec(Spec):
 
     @property
     def parameters_active(self) -> int:
-        """Weights that a token meets, each counted once: all but those of the experts it is not routed to."""
+        """Active parameters, each counted once: all but those of the experts that a token is not routed to."""
         return self.parameters_total - self.layers * (self._layer(self.experts) - self._layer(self.experts_per_token))
 
     @property
     def training_flops_per_token(self) -> int:
         """Forward and backward FLOPs per trained token: 6 per weight that multiplies, plus attention.
 
-        6 (N_non_embedding + N_head) + 12 * layers * hidden * context: PaLM (arXiv 2204.02311), appendix B. Of experts
-        those a token is routed to count, and layers as often as they are applied. The embedding is a look-up and costs
-        nothing. Causal masking is not discounted, as is the custom.
+        6 (N_non_embedding + N_head) + 12 * layers * hidden * context: PaLM (arXiv 2204.02311), appendix B. Of experts those a
+        token is routed to count, layers as often as they are applied. Causal masking is not discounted, as is the custom.
         """
         applied = self.loops * self.layers
         weights = applied * self._layer(self.experts_per_token) + self.hidden + self.vocabulary * self.hidden
         return 6 * weights + 12 * applied * self.hidden * self.context_length
 
 
-def require_whole_steps(seed_tokens: int, batch_size: int, context_length: int) -> None:
-    """Raise `ValueError` unless a pass over the seed tokens is a whole number of optimiser steps."""
-    step = batch_size * context_length
-    if seed_tokens % step:
-        low = seed_tokens // step * step
-        nearest_valid = f"{low} or {low + step}" if low else f"{step}"
-        raise ValueError(
-            f"seed_tokens {seed_tokens} is not a whole number of steps of {batch_size} sequences x {context_length} = {step} "
-            f"tokens; nearest valid: {nearest_valid}"
-        )
-
-
 class TrainingSpec(Spec):
-    """How a run is trained, apart from what is tuned; what a study's `[training]` table may say.
-
-    Defaults are the paper's protocol (arXiv 2509.14786, section 2 and appendix).
-    """
+    """How a run is trained, apart from what is tuned. Defaults: arXiv 2509.14786, section 2 and appendix."""
 
     batch_size: int = Field(ge=1, description="sequences a step")
     validation_sequences: int = Field(ge=1, description="sequences of context_length in the validation loss")
@@ -168,25 +137,23 @@ class TrainingSpec(Spec):
     @model_validator(mode="after")
     def _one_average(self) -> TrainingSpec:
         if self.ema and self.swa_fraction:
-            raise ValueError(
-                f"ema {self.ema} and swa_fraction {self.swa_fraction}: weights are averaged one way; set one of them to 0"
-            )
+            raise ValueError(f"ema {self.ema} and swa_fraction {self.swa_fraction}: weights are averaged one way; set one to 0")
         return self
 
 
 class Synthetic(Spec):
     """Sampled text that is mixed with the real tokens of a run."""
 
-    samples: str = Field(min_length=1, description="id of a SampleSpec")
+    samples: Input = Field(description="the job that draws it")
     share: float = Field(gt=0, le=1, description="of the tokens of an epoch; 1: no real token is seen")
 
 
 class TeacherLogits(Spec):
-    """Trained runs whose averaged logits a run matches: loss = (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || run),
-    both softmaxes at temperature T (Hinton et al., arXiv 1503.02531).
+    """Trained runs whose averaged logits a run matches (Hinton et al., arXiv 1503.02531): both softmaxes at temperature T,
+    loss = (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || run).
     """
 
-    members: list[str] = Field(min_length=1, description="see EnsembleSpec")
+    members: list[Input] = Field(min_length=1, description="trained runs, or snapshots of one")
     weight: float = Field(gt=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
 
@@ -196,8 +163,8 @@ class RunSpec(TrainingSpec):
 
     trainer_version: int = Field(ge=1)
     corpus: str = Field(min_length=1, description="fingerprint of the token files")
-    seed_tokens: int = Field(ge=1, description="distinct training tokens: the first D of the corpus")
     model: ModelSpec
+    seed_tokens: int = Field(ge=1, description="distinct training tokens: the first D of the corpus")
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, description="peak learning rate")
     weight_decay: float = Field(ge=0, description="decoupled, multiplied by the scheduled learning rate")
@@ -206,9 +173,22 @@ class RunSpec(TrainingSpec):
     synthetic: Synthetic | None = None
     teacher_logits: TeacherLogits | None = None
 
+    @field_validator("seed_tokens")
+    @classmethod
+    def _whole_steps(cls, seed_tokens: int, info: ValidationInfo) -> int:
+        if {"batch_size", "model"} <= info.data.keys():
+            batch_size, context_length = info.data["batch_size"], info.data["model"].context_length
+            step = batch_size * context_length
+            if seed_tokens % step:
+                low = seed_tokens // step * step
+                rule = f"is not a whole number of steps of {batch_size} sequences x {context_length} = {step} tokens"
+                raise ValueError(f"{seed_tokens} {rule}; nearest valid: {f'{low} or ' if low else ''}{low + step}")
+        return seed_tokens
+
     @model_validator(mode="after")
-    def _whole_steps(self) -> RunSpec:
-        require_whole_steps(self.seed_tokens, self.batch_size, self.model.context_length)
+    def _cycles_have_steps(self) -> RunSpec:
+        if self.cycles > self.steps:
+            raise ValueError(f"cycles {self.cycles} are more than the {self.steps} steps of the run; use at most as many")
         return self
 
     @property
@@ -222,9 +202,7 @@ class RunSpec(TrainingSpec):
 
     @property
     def synthetic_sequences(self) -> int:
-        """Synthetic sequences an epoch, to the nearest whole step: D share / (1 - share) tokens beside the D real ones,
-        or D instead of them.
-        """
+        """Synthetic sequences an epoch, in whole steps: D share / (1 - share) tokens beside the D real ones, or D alone."""
         if self.synthetic is None:
             return 0
         share, sequences = self.synthetic.share, self.seed_tokens // self.model.context_length

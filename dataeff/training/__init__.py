@@ -1,1 +1,1 @@
-"""Training: `train(spec, folder, tokens, validation)` turns one RunSpec into one finished run folder."""
+"""Training, and what is computed with trained weights: losses of ensembles, samples. It writes no specs, attempts or results."""

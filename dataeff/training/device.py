@@ -1,20 +1,27 @@
-"""What a run is trained on: which device, what it is called, how fast and how full it is.
+"""The device that computes: which it is, what it is called, how fast and how full it is, and how much fits on it.
 
 Nothing here decides a loss, and nothing here enters a run id.
 """
 
 from __future__ import annotations
 
+import logging
 import platform
+import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from dataeff.errors import InputError
+from dataeff.errors import InputError, OutOfMemory
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Dense bfloat16 peak in FLOPs a second, by a part of the device's name; the first that fits counts.
 # Data sheets, without sparsity: nvidia.com/en-us/data-center/{h100,h200,a100,dgx-b200}.
@@ -28,18 +35,11 @@ PEAK_BFLOAT16_FLOPS: dict[str, float] = {
     "A100": 312e12,
 }
 
-# torch.compile takes about a minute. It is used on CUDA from the training FLOPs that an uncompiled run would need
-# more than about a minute for, at 150 TFLOPs a second; below that it cannot pay for itself.
-COMPILE_FROM_FLOPS = 1e16
-
 
 def pick_device(device: str) -> torch.device:
     """Return the device named, or for "auto" the first there is of cuda, mps and cpu. Raises `InputError`."""
-    usable = [
-        name
-        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
-        if there
-    ]
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [name for name, there in available.items() if there]
     name = usable[0] if device == "auto" else device
     if name.partition(":")[0] not in usable:
         raise InputError(f"device '{device}' is not on this machine; use one of: auto, {', '.join(usable)}")
@@ -52,9 +52,8 @@ def describe_device(device: torch.device | str) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{device.type} ({names[0] if names else platform.processor() or platform.machine()})"
+    name = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return f"{device.type} ({name[1].strip() if name else platform.processor() or platform.machine()})"
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -67,9 +66,30 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether torch ran out of memory; outside CUDA it says so in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        said in str(error) for said in ("can't allocate memory", "MPS backend out of memory")
-    )
+    messages = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+
+
+def halve_until_it_fits(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+    """Return work(size) and the size, which is halved until the device's memory suffices, but not below 1."""
+    while True:
+        try:
+            return work(size), size
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Outside of the `except`: the error, and the tensors that its frames hold, are gone before the next try.
+        size = (size + 1) // 2
+        log.warning("out of memory: going on with %d at a time", size)
+
+
+def in_batches(work: Callable[[slice], Result], count: int, size: int) -> Iterator[Result]:
+    """Yield work(rows) for all of `count` rows in order, `size` rows at a time or as many as fit."""
+    start = 0
+    while start < count:
+        result, size = halve_until_it_fits(lambda rows, start=start: work(slice(start, start + rows)), min(size, count - start))
+        start += size
+        yield result
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -80,18 +100,20 @@ def peak_memory_bytes(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024  # bytes on macOS, kibibytes on Linux
 
 
-def compile_pays(device: torch.device, training_flops: int) -> bool:
-    """Return whether the run is worth compiling: on CUDA, from 1e16 training FLOPs."""
-    return device.type == "cuda" and training_flops >= COMPILE_FROM_FLOPS
-
-
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU compute with one thread: sums then have one order, and a run has one result in whatever process."""
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Compute with one CPU thread: sums then have one order, and a job has one result in whatever process; and two workers of
+    two threads each on two cores were measured 3-7x slower than of one thread each. Raises `OutOfMemory` where torch runs
+    out of memory.
+    """
     threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "use a smaller model or context, or a device with more memory"
+        raise OutOfMemory(f"{describe_device(device)} has too little memory: {error}; {remedy}") from error
     finally:
         torch.set_num_threads(threads)

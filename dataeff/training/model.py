@@ -22,14 +22,22 @@ INIT_STD = 0.02
 NORM_EPSILON = 1e-5
 IGNORED = -100  # the target of a last token, which has no next one
 
-# The loss is taken over chunks of rows and never holds all (B*T, V) logits. On a CPU whole logits are memory that is
-# mapped afresh each step; with 256 rows, whole steps ran 1.5 and 1.35 times as fast at widths 16 and 32 with V = 1,024 and
-# 1,024 tokens a step.
+# The loss is taken over chunks of rows and never holds all (B*T, V) logits. On a CPU whole logits are memory that is mapped
+# afresh each step: with 256 rows, steps of 1,024 tokens ran 1.5 and 1.35 times as fast at widths 16 and 32 with V = 1,024.
 CPU_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 DEVICE_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096)
 # In bfloat16 the gradient of the head must not be summed over hundreds of chunks in 8 bits: an emulation on a CPU put its
 # error at 6.8% with torch's own choice on CUDA (compact, small chunks) and at 0.6% so.
 MIXED_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096, acc_policy="balanced", acc_dtype=torch.float32)
+
+
+# MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors. oneDNN does, and its products run at twice the speed there;
+# torch calls it for a float32 linear layer only through this operator, inductor's own. It costs more to call, so small
+# weights stay with BLAS. Whole steps ran 1.2, 1.3 and 1.5 times as fast at widths 64, 128 and 256.
+ONEDNN = (
+    platform.machine() == "x86_64" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+ONEDNN_FROM_WEIGHTS = 64 * 64
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -50,16 +58,6 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-# MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors; oneDNN, which torch carries too, does, and its products
-# run at twice the speed there. Torch calls it for a float32 linear layer only through this operator, inductor's own.
-# It costs more to call, so small weights stay with BLAS. Whole steps ran 1.2, 1.3 and 1.5
-# times as fast at widths 64, 128 and 256.
-ONEDNN = (
-    platform.machine() == "x86_64" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-ONEDNN_FROM_WEIGHTS = 64 * 64
-
-
 class Linear(nn.Linear):
     """x (..., inputs) to (..., outputs), without bias; its weight is left for `Decoder` to fill."""
 
@@ -76,38 +74,19 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight)
 
 
-class Embedding(nn.Embedding):
-    """Tokens (...) to (..., C); its weight is left for `Decoder` to fill."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-def rotary_tables(spec: ModelSpec) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (T, 1, D): angle t * theta^(-2i/D) for pair (i, i + D/2). RoFormer, arXiv 2104.09864."""
-    frequency = spec.rope_theta ** -(torch.arange(0, spec.head_size, 2) / spec.head_size)  # (D/2,)
-    angle = torch.outer(torch.arange(spec.context_length), frequency).repeat(1, 2).unsqueeze(1)  # (T, 1, D)
-    return angle.cos(), angle.sin()
+def rotary_table(spec: ModelSpec) -> Tensor:
+    """Return cos and sin, (2, T, 1, D): angle t * theta^(-2i/D) for pair (i, i + D/2). RoFormer, arXiv 2104.09864."""
+    places = torch.arange(spec.context_length, device="cpu")  # also where a decoder is built on the meta device
+    frequency = spec.rope_theta ** -(torch.arange(0, spec.head_size, 2, device="cpu") / spec.head_size)  # (D/2,)
+    angle = torch.outer(places, frequency).repeat(1, 2).unsqueeze(1)  # (T, 1, D)
+    return torch.stack((angle.cos(), angle.sin()))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate x (B, T, heads, D) by its position, in the "rotate half" convention of Hugging Face's Llama."""
+    cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-class Cache:
-    """Keys and values, (B, K, T, D), of the tokens so far, for one application of one layer's attention."""
-
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
-        self.keys, self.values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
-        self.length = 0
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append those of new tokens (B, K, t, D) and return those of all tokens."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = k, v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 class Attention(nn.Module):
@@ -119,17 +98,15 @@ class Attention(nn.Module):
         self.v_proj = Linear(spec.hidden, spec.kv_heads * spec.head_size)
         self.o_proj = Linear(spec.heads * spec.head_size, spec.hidden)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, cache: Tensor | None, place: int) -> Tensor:
         split = (*x.shape[:2], -1, self.head_size)
-        q = rotate(self.q_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, H, T, D)
-        k = rotate(self.k_proj(x).view(split), cos, sin).transpose(1, 2)  # (B, K, T, D)
+        q = rotate(self.q_proj(x).view(split), rotary).transpose(1, 2)  # (B, H, T, D)
+        k = rotate(self.k_proj(x).view(split), rotary).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(split).transpose(1, 2)  # (B, K, T, D)
-        mask = None
         if cache is not None:
-            k, v = cache.extend(k, v)
-            new, held = x.shape[1], cache.length
-            mask = torch.ones(new, held, dtype=torch.bool, device=x.device).tril(held - new) if new > 1 else None
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=cache is None, enable_gqa=self.grouped)  # (B, H, T, D)
+            cache[0, :, :, place : place + 1], cache[1, :, :, place : place + 1] = k, v
+            k, v = cache[:, :, :, : place + 1]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, enable_gqa=self.grouped)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
@@ -181,8 +158,8 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
         self.post_attention_layernorm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, balances: list[Tensor]) -> Tensor:
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), cos, sin, cache), self.dropout, self.training)
+    def forward(self, x: Tensor, rotary: Tensor, cache: Tensor | None, place: int, balances: list[Tensor]) -> Tensor:
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rotary, cache, place), self.dropout, self.training)
         y = self.mlp(self.post_attention_layernorm(x))
         if self.routed:
             y, balance = y
@@ -193,27 +170,26 @@ class Layer(nn.Module):
 class Trunk(nn.Module):
     """Tokens (B, T) to final hidden states (B, T, C): all but the output head. The layers are applied `loops` times.
 
-    With caches, the tokens come after those that are in them. Mixtures of experts append their load-balancing losses to
+    With a cache, tokens (B, 1) are at `place`, after those in it. Mixtures of experts append their load-balancing losses to
     `balances`, once for each time they are applied.
     """
 
     def __init__(self, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
         self.dropout, self.loops = dropout, spec.loops
-        self.embed_tokens = Embedding(spec.vocabulary, spec.hidden)
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(spec.vocabulary, spec.hidden), freeze=False)
         self.layers = nn.ModuleList(Layer(spec, dropout) for _ in range(spec.layers))
         self.norm = nn.RMSNorm(spec.hidden, eps=NORM_EPSILON)
-        cos, sin = rotary_tables(spec)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("rotary", rotary_table(spec), persistent=False)
 
-    def forward(self, tokens: Tensor, caches: list[Cache] | None = None, balances: list[Tensor] | None = None) -> Tensor:
-        start = caches[0].length if caches else 0
-        cos, sin = self.cos[start : start + tokens.shape[1]], self.sin[start : start + tokens.shape[1]]
+    def forward(
+        self, tokens: Tensor, balances: list[Tensor] | None = None, cache: Tensor | None = None, place: int = 0
+    ) -> Tensor:
+        rotary = self.rotary[:, place : place + tokens.shape[1]]
         x = F.dropout(self.embed_tokens(tokens), self.dropout, self.training)
         balances = [] if balances is None else balances
         for i, layer in enumerate([*self.layers] * self.loops):
-            x = layer(x, cos, sin, caches[i] if caches else None, balances)
+            x = layer(x, rotary, None if cache is None else cache[i], place, balances)
         return self.norm(x)
 
 
@@ -225,32 +201,34 @@ class Decoder(nn.Module):
     on what each attention and feed-forward adds to the residual stream; attention weights are not dropped.
     """
 
-    def __init__(self, spec: ModelSpec, *, seed: int, dropout: float = 0.0) -> None:
+    def __init__(self, spec: ModelSpec, *, seed: int | None, dropout: float = 0.0) -> None:
         super().__init__()
         self.spec = spec
         self.model = Trunk(spec, dropout)
         self.lm_head = Linear(spec.hidden, spec.vocabulary)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
+        if seed is not None:  # else the weights are left to be loaded
+            generator = torch.Generator().manual_seed(seed)
             for weight in self.parameters():
                 if weight.ndim == 2:
-                    weight.normal_(std=INIT_STD, generator=generator)
+                    nn.init.normal_(weight, std=INIT_STD, generator=generator)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, T, V) for tokens (B, T)."""
         return self.lm_head(self.model(tokens))
 
-    def caches(self, sequences: int) -> list[Cache]:
-        """Return empty caches for `next_logits`, one for each time a layer is applied, in the precision of the moment."""
-        spec, device = self.spec, self.lm_head.weight.device
-        mixed = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if mixed else self.lm_head.weight.dtype
-        shape = (sequences, spec.kv_heads, spec.context_length, spec.head_size)
-        return [Cache(shape, device, dtype) for _ in range(spec.loops * spec.layers)]
+    def empty_cache(self, sequences: int) -> Tensor:
+        """Return an empty cache for `next_logits`: keys and values (2, B, K, T, D) for each time a layer is applied, in the
+        precision of the moment.
+        """
+        spec, weight = self.spec, self.lm_head.weight
+        mixed = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if mixed else weight.dtype
+        shape = (spec.loops * spec.layers, 2, sequences, spec.kv_heads, spec.context_length, spec.head_size)
+        return torch.empty(shape, device=weight.device, dtype=dtype)
 
-    def next_logits(self, tokens: Tensor, caches: list[Cache]) -> Tensor:
-        """Return the logits (B, V) that follow new tokens (B, t), which come after those in the caches and are added to them."""
-        return self.lm_head(self.model(tokens, caches)[:, -1])
+    def next_logits(self, tokens: Tensor, cache: Tensor, place: int) -> Tensor:
+        """Return the logits (B, V) that follow tokens (B, 1) at `place`, after those in the cache, which they are added to."""
+        return self.lm_head(self.model(tokens, cache=cache, place=place)[:, 0])
 
     def loss(self, tokens: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0, balance_loss: float = 0.0) -> Tensor:
         """Return the loss, in nats per predicted token, of int64 tokens (B, T), to train on: the mean cross-entropy with
@@ -262,12 +240,11 @@ class Decoder(nn.Module):
         averaged in float32.
         """
         balances: list[Tensor] = []
-        hidden = self.model(tokens, None, balances)
-        chunks, plain = self._chunks(tokens), not (label_smoothing or z_loss)
+        hidden, plain = self.model(tokens, balances), not (label_smoothing or z_loss)
         if plain and not torch.is_autocast_enabled(tokens.device.type):
-            loss = self._cross_entropy(hidden, tokens, "mean", chunks)
+            loss = self._cross_entropy(hidden, tokens, "mean")
         else:
-            losses = self._cross_entropy(hidden, tokens, "none", chunks).float()  # (B*T,)
+            losses = self._cross_entropy(hidden, tokens, "none").float()  # (B*T,)
             losses = losses if plain else self._regularised(losses, hidden, tokens, label_smoothing, z_loss)
             loss = losses.sum() / tokens[:, 1:].numel()
         return loss + balance_loss * torch.stack(balances).mean() if balances else loss
@@ -275,7 +252,7 @@ class Decoder(nn.Module):
     def token_losses(self, tokens: Tensor) -> Tensor:
         """Return the cross-entropy (B, T - 1), in nats and float32, of each predicted token of int64 tokens (B, T)."""
         mixed = torch.is_autocast_enabled(tokens.device.type)  # whole logits then, which autocast keeps to float32
-        losses = self._cross_entropy(self.model(tokens), tokens, "none", None if mixed else self._chunks(tokens))
+        losses = self._cross_entropy(self.model(tokens), tokens, "none", chunked=not mixed)
         return losses.float().view(tokens.shape)[:, :-1]
 
     def _regularised(self, losses: Tensor, hidden: Tensor, tokens: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
@@ -288,18 +265,11 @@ class Decoder(nn.Module):
         smooth = normaliser - (x * weight.mean(dim=0)).sum(dim=-1)
         return losses.lerp(smooth, label_smoothing) + z_loss * normaliser.square()
 
-    @staticmethod
-    def _chunks(tokens: Tensor) -> nn.LinearCrossEntropyOptions:
-        if tokens.device.type == "cpu":
-            return CPU_CHUNK
-        return MIXED_CHUNK if torch.is_autocast_enabled(tokens.device.type) else DEVICE_CHUNK
-
-    def _cross_entropy(
-        self, hidden: Tensor, tokens: Tensor, reduction: str, chunks: nn.LinearCrossEntropyOptions | None
-    ) -> Tensor:
-        hidden, weight = hidden.flatten(0, 1), self.lm_head.weight  # (B*T, C), (V, C)
-        if chunks and torch.is_autocast_enabled(tokens.device.type):  # the chunked loss casts nothing by itself
-            dtype = torch.get_autocast_dtype(tokens.device.type)
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
+    def _cross_entropy(self, hidden: Tensor, tokens: Tensor, reduction: str, chunked: bool = True) -> Tensor:
+        hidden, weight, device = hidden.flatten(0, 1), self.lm_head.weight, tokens.device.type  # (B*T, C), (V, C)
+        chunks = (CPU_CHUNK if device == "cpu" else DEVICE_CHUNK) if chunked else None
+        if chunked and torch.is_autocast_enabled(device):  # the chunked loss casts nothing by itself
+            chunks = CPU_CHUNK if device == "cpu" else MIXED_CHUNK
+            hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
         targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()  # (B*T,)
         return F.linear_cross_entropy(hidden, weight, targets, reduction=reduction, ignore_index=IGNORED, options=chunks)

@@ -4,7 +4,6 @@ weights of averages over steps.
 AdamW with decoupled weight decay multiplied by the scheduled learning rate, w -= lr * (update + weight_decay * w).
 Decayed: every matrix, the output head too. Not decayed: norms and the token embedding. With "muon" the hidden
 matrices go to `torch.optim.Muon` instead, its step scaled to AdamW's so that one learning rate serves both.
-This module steps nothing and clips nothing.
 """
 
 from __future__ import annotations
@@ -17,40 +16,33 @@ from dataeff.specs.run import RunSpec
 from dataeff.training.model import Decoder
 
 
-def warmup_steps(steps: int, warmup_fraction: float) -> int:
-    """Return the number of warm-up updates of `steps`, W = max(1, round(warmup_fraction * steps))."""
-    return max(1, round(warmup_fraction * steps))
-
-
 def cycle_bounds(step: int, steps: int, cycles: int) -> tuple[int, int]:
     """Return [begin, end) of the cycle that update `step`, from 0, is in. Cycle k = 1, 2, ... ends at steps * k // cycles."""
     before = min(((step + 1) * cycles - 1) // steps, cycles - 1)
     return steps * before // cycles, steps * (before + 1) // cycles
 
 
-def learning_rate(
-    step: int, steps: int, peak: float, warmup_fraction: float, *, decay_fraction: float | None = None, cycles: int = 1
-) -> float:
-    """Return the learning rate of update `step`, counted from 0 to steps - 1.
+def learning_rate(step: int, spec: RunSpec) -> float:
+    """Return the learning rate of update `step`, counted from 0 to steps - 1; its peak is `lr`.
 
-    Warm-up takes W = `warmup_steps` updates: peak * (step + 1) / W, so no update is wasted at
-    rate zero and the peak is reached at its last. Then peak * (1 + cos(pi * p)) / 2 with p = (step - W + 1) / (steps - W + 1):
-    the cosine leaves the peak at once and is zero at `step == steps`, one past the end, so the last update still counts.
+    Warm-up takes W = max(1, round(warmup_fraction * steps)) updates: peak * (step + 1) / W, so no update is wasted at rate zero
+    and the peak is reached at its last. Then peak * (1 + cos(pi * p)) / 2 with p = (step - W + 1) / (steps - W + 1): the cosine
+    leaves the peak at once and is zero at `step == steps`, one past the end, so the last update still counts.
 
-    With a `decay_fraction` (warm-up, stable, decay: MiniCPM, arXiv 2404.06395) the peak is kept instead until the last
+    With "wsd" (warm-up, stable, decay: MiniCPM, arXiv 2404.06395) the peak is kept instead until the last
     K = round(decay_fraction * steps) updates, at least 1 and at most all after warm-up; their rate falls linearly (arXiv
     2405.18392), peak * (steps - step) / (K + 1), also to zero one past the end. Several `cycles` run through all of this
     one after another, each as if its steps were all there are (snapshot ensembles, arXiv 1704.00109).
     """
-    begin, end = cycle_bounds(step, steps, cycles)
+    begin, end = cycle_bounds(step, spec.steps, spec.cycles)
     step, steps = step - begin, end - begin
-    warmup = warmup_steps(steps, warmup_fraction)
+    warmup = max(1, round(spec.warmup_fraction * steps))
     if step < warmup:
-        return peak * (step + 1) / warmup
-    if decay_fraction is not None:
-        decay = min(max(1, round(decay_fraction * steps)), steps - warmup)
-        return peak * min(1.0, (steps - step) / (decay + 1))
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (steps - warmup + 1)))
+        return spec.lr * (step + 1) / warmup
+    if spec.schedule == "wsd":
+        decay = min(max(1, round(spec.decay_fraction * steps)), steps - warmup)
+        return spec.lr * min(1.0, (steps - step) / (decay + 1))
+    return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (steps - warmup + 1)))
 
 
 def averaging_weight(step: int, spec: RunSpec) -> float:
@@ -71,12 +63,12 @@ def optimizers(model: Decoder, spec: RunSpec) -> list[Optimizer]:
     square of AdamW's ("Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
     """
     embedding = model.model.embed_tokens.weight
-    matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]
+    head = model.lm_head.weight
+    hidden = [weight for weight in model.model.parameters() if weight.ndim == 2 and weight is not embedding]
     plain = [weight for weight in model.parameters() if weight.ndim != 2 or weight is embedding]
-    hidden = [weight for weight in matrices if weight is not model.lm_head.weight] if spec.optimizer == "muon" else []
-    decayed = [model.lm_head.weight] if hidden else matrices
+    decayed = [head] if spec.optimizer == "muon" else [*hidden, head]
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     adamw = AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, fused=True)
-    if not hidden:
+    if spec.optimizer == "adamw":
         return [adamw]
     return [adamw, Muon(hidden, lr=spec.lr, weight_decay=spec.weight_decay, adjust_lr_fn="match_rms_adamw")]

@@ -1,10 +1,7 @@
-"""The parts of one training step that are functions of their arguments: the tokens and their order, the loss, the gradients,
-and the bound beyond which a run has diverged. The trainer strings them together; nothing here keeps state.
-"""
+"""The parts of a training step that keep no state: tokens and their order, loss, gradients, and the bound of divergence."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,26 +13,24 @@ from torch.utils.checkpoint import checkpoint
 
 from dataeff.errors import CorpusError
 from dataeff.specs.run import RunSpec
-from dataeff.training.device import is_out_of_memory
+from dataeff.training.device import halve_until_it_fits
 from dataeff.training.evaluate import autocast
 from dataeff.training.model import INIT_STD, Decoder
-
-log = logging.getLogger(__name__)
-
 
 MATCHED_AT_ONCE = 2048  # positions; the logits of teachers and student are never held for more
 
 
-def device_tokens(tokens: np.ndarray, shape: tuple[int, int], what: str, spec: RunSpec, device: torch.device) -> Tensor:
-    """Return `tokens` on the device as int32 of this shape. Raises `CorpusError` for another number or unknown token ids."""
-    if tokens.size != math.prod(shape):
-        raise CorpusError(f"{what} has {tokens.size} tokens; run {spec.run_id} asks for {' x '.join(map(str, shape))}")
+def device_tokens(tokens: np.ndarray, sequences: int, what: str, spec: RunSpec, device: torch.device) -> Tensor:
+    """Return `tokens` on the device, int32 (sequences, T). Raises `CorpusError` for another number or unknown token ids."""
+    length = spec.model.context_length
+    if tokens.size != sequences * length:
+        raise CorpusError(f"{what} has {tokens.size} tokens; run {spec.run_id} asks for {sequences} x {length}")
     if tokens.min() < 0 or tokens.max() >= spec.model.vocabulary:
         raise CorpusError(
             f"{what} has token ids from {tokens.min()} to {tokens.max()}; valid for a vocabulary of "
-            f"{spec.model.vocabulary}: 0 to {spec.model.vocabulary - 1}; was it made with another tokenizer?"
+            f"{spec.model.vocabulary}: 0 to {spec.model.vocabulary - 1}; use text made with the run's tokenizer"
         )
-    return torch.from_numpy(tokens.astype(np.int32)).view(shape).to(device)
+    return torch.from_numpy(tokens.astype(np.int32)).view(sequences, length).to(device)
 
 
 def sequence_order(spec: RunSpec, epoch: int, sequences: int = 0) -> Tensor:
@@ -64,10 +59,10 @@ def training_loss(model: Decoder, spec: RunSpec, teachers: Sequence[Decoder], to
         terms = {"label_smoothing": spec.label_smoothing, "z_loss": spec.z_loss, "balance_loss": spec.balance_loss}
         return model.loss(tokens, **terms)
     balances: list[Tensor] = []
-    hidden = model.model(tokens, None, balances)  # (B, T, C)
+    hidden = model.model(tokens, balances)  # (B, T, C)
     with torch.no_grad():
-        taught = [teacher.model(tokens) for teacher in teachers]
-    columns = (*(x[:, :-1].flatten(0, 1) for x in (hidden, *taught)), tokens[:, 1:].flatten())
+        theirs = [teacher.model(tokens) for teacher in teachers]
+    columns = (*(x[:, :-1].flatten(0, 1) for x in (hidden, *theirs)), tokens[:, 1:].flatten())
     loss = torch.zeros((), device=tokens.device)
     for part in zip(*(column.split(MATCHED_AT_ONCE) for column in columns), strict=True):
         # The logits of each part are computed again on the way back, rather than kept.
@@ -78,41 +73,36 @@ def training_loss(model: Decoder, spec: RunSpec, teachers: Sequence[Decoder], to
 
 def _matching(spec: RunSpec, models: list[Decoder], *part: Tensor) -> Tensor:
     """Return the summed loss of R positions from final hidden states (R, C) of student and teachers, and targets (R,)."""
-    asked, (*hidden, targets) = spec.teacher_logits, part
+    matching = spec.teacher_logits
+    *hidden, targets = part
     student = models[0].lm_head(hidden[0]).float()  # (R, V)
     with torch.no_grad():
-        teacher = sum(one.lm_head(x).float() for one, x in zip(models[1:], hidden[1:], strict=True)) / len(asked.members)
+        teacher = sum(one.lm_head(x).float() for one, x in zip(models[1:], hidden[1:], strict=True)) / len(matching.members)
     hard = F.cross_entropy(student, targets, reduction="sum", label_smoothing=spec.label_smoothing)
     hard = hard + spec.z_loss * student.logsumexp(dim=-1).square().sum()
-    soft = [(logits / asked.temperature).log_softmax(dim=-1) for logits in (student, teacher)]
+    soft = [(logits / matching.temperature).log_softmax(dim=-1) for logits in (student, teacher)]
     divergence = F.kl_div(*soft, reduction="sum", log_target=True)
-    return (1 - asked.weight) * hard + asked.weight * asked.temperature**2 * divergence
+    return (1 - matching.weight) * hard + matching.weight * matching.temperature**2 * divergence
 
 
 def accumulate_gradients(
-    model: Decoder, batch: Tensor, precision: str, rows: int, loss_of: Callable[[Tensor], Tensor] | None = None
+    model: Decoder, batch: Tensor, precision: str, rows: int, loss_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, int]:
-    """Set the gradients of the mean loss of batch (B, T), `rows` sequences at a time; `loss_of` int64 tokens, or `model.loss`.
-
-    Where that does not fit, start again with half the rows. Returns the loss and the rows that fitted. Raises
-    what torch raised (see `is_out_of_memory`) when not even one fits.
+    """Set the gradients of the mean `loss_of` int64 tokens (B, T), `rows` sequences at a time or, where that does not fit, half
+    of them, and so on. Return the loss and the rows that fitted. Raises what torch raised when not even one fits.
     """
-    while True:
-        try:
-            total = torch.zeros((), device=batch.device)
-            for part in batch.split(rows):
-                with autocast(batch.device, precision):
-                    loss = (loss_of or model.loss)(part.long()) * (len(part) / len(batch))
-                loss.backward()
-                total += loss.detach()
-            return total, rows
-        except RuntimeError as error:
-            if rows == 1 or not is_out_of_memory(error):
-                raise
-            loss = None  # lets go of the failed graph, which would fill the memory of the next try
-            model.zero_grad(set_to_none=True)
-            rows = (rows + 1) // 2
-            log.warning("out of memory: going on with %d sequences at a time", rows)
+
+    def gradients(rows: int) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=batch.device)
+        for part in batch.split(rows):
+            with autocast(batch.device, precision):
+                loss = loss_of(part.long()) * (len(part) / len(batch))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return halve_until_it_fits(gradients, rows)
 
 
 def uniform_loss_bound(spec: RunSpec) -> float:

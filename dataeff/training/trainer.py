@@ -1,361 +1,286 @@
-"""The trainer: one RunSpec in, one finished run folder out.
+"""The trainer: one RunSpec in, one result and its weights out.
 
 A run is a function of its spec. The order of the sequences is drawn from the data seed and the epoch, dropout from the
 train seed and the step; so on the same CPU and version of torch a run, resumed from a checkpoint or not, ends in the same
-bits. On a GPU it ends the same up to rounding: kernels there add in no fixed order. Tokens live on the device; losses and
-gradient norms stay there too and are read at checks, every hundredth of the run and at least every 50 steps: there
-divergence is seen and checkpoints are written. It does not read corpora, hold locks, write attempts or talk to a database.
+bits. On a GPU it ends the same up to rounding: kernels there add in no fixed order. Losses and gradient norms stay on the
+device and are read at checks, every hundredth of the run and at least every 50 steps: there divergence is seen and
+checkpoints are written. It does not read corpora, hold locks, write attempts or results.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from dataeff.errors import InputError, TrainingError
-from dataeff.specs.result import Evaluation, RunFolder, RunResult, load_fact, write_atomically
+from dataeff.errors import InputError, Preempted
+from dataeff.facts.job import Context, Progress
+from dataeff.facts.store import JobFolder
 from dataeff.specs.run import RunSpec
-from dataeff.training.checkpoint import CheckpointError, State, load_checkpoint, save_checkpoint, save_weights
-from dataeff.training.device import (
-    compile_pays,
-    describe_device,
-    is_out_of_memory,
-    one_thread,
-    peak_flops,
-    peak_memory_bytes,
-    pick_device,
-)
+from dataeff.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from dataeff.training.device import describe_device, peak_flops, peak_memory_bytes, pick_device
 from dataeff.training.evaluate import validation_loss
 from dataeff.training.model import Decoder
-from dataeff.training.optim import averaging_weight, cycle_bounds, learning_rate, optimizers, warmup_steps
+from dataeff.training.optim import averaging_weight, cycle_bounds, learning_rate, optimizers
+from dataeff.training.result import Curve, Evaluation, RunResult
 from dataeff.training.step import accumulate_gradients, device_tokens, sequence_order, training_loss, uniform_loss_bound
-
-log = logging.getLogger(__name__)
 
 CURVE_POINTS = 100  # at most, a run
 STEPS_BETWEEN_CHECKS = 50  # at most
-PROGRESS_SECONDS = 0.25  # at least, between two calls of on_progress
+
+# torch.compile takes about a minute. It is used on CUDA from the training FLOPs that an uncompiled run would need
+# more than about a minute for, at 150 TFLOPs a second; below that it cannot pay for itself.
+COMPILE_FROM_FLOPS = 1e16
 
 
-class OutOfMemory(TrainingError):
-    """Not even one sequence at a time fits on the device."""
-
-
-class Preempted(TrainingError):
-    """The run was asked to stop; a checkpoint of its last step is in its folder."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. Losses in nats per token; the last ones read, None before the first."""
-
-    run_id: str
-    step: int
-    steps: int
-    tokens_seen: int
-    tokens_per_second: float
-    train_loss: float | None
-    val_loss: float | None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass
 class _Run:
-    """The state of one call of `train`."""
+    """One call of `train`: its models, and where they stand."""
 
     spec: RunSpec
-    folder: RunFolder
+    folder: JobFolder
+    context: Context
     device: torch.device
     tokens: Tensor  # (real sequences + P synthetic ones, T), int32
     validation: Tensor  # (S, T), int32
-    evaluate_at: set[int]
-    on_progress: Callable[[Progress], None] | None
     teachers: Sequence[Decoder]
-    model: Decoder
-    averaged: Decoder | None  # the average of the model's weights over steps, where the spec asks for one
-    optimizers: list[Optimizer]
-    state: State
-    unread: list[Tensor] = field(default_factory=list)  # [loss, gradient norm] of each step since the last check
-    diverged: str | None = None
-    last_progress: float = -math.inf
+    reason: str | None = None  # why it counts as diverged
 
     def __post_init__(self) -> None:
-        spec, steps, cycles = self.spec, self.spec.steps, self.spec.cycles
-        self.interval = math.ceil(steps / CURVE_POINTS)
-        self.tenth = math.ceil(steps / (10 * cycles))
-        begin, end = cycle_bounds(steps - 1, steps, cycles)
-        self.judged_from = begin + max(warmup_steps(end - begin, spec.warmup_fraction), (end - begin) // 2)
-        self.snapshots = {steps * cycle // cycles: cycle for cycle in range(1, cycles)}
-        decay = spec.decay_fraction if spec.schedule == "wsd" else None
-        self.rate = partial(
-            learning_rate, steps=steps, peak=spec.lr, warmup_fraction=spec.warmup_fraction, decay_fraction=decay, cycles=cycles
-        )
-        self.loss = partial(training_loss, self.model, spec, self.teachers)
-        self.rows = spec.batch_size
+        spec = self.spec
+        self.model = self.eval_model = Decoder(spec.model, seed=spec.train_seed, dropout=spec.dropout).to(self.device)
+        self.models = nn.ModuleDict({"model": self.model})
+        if spec.ema or spec.swa_fraction:
+            self.eval_model = self.models["averaged"] = copy.deepcopy(self.model).requires_grad_(False)
         self.parameters = list(self.model.parameters())
-        self.averages = list(self.averaged.parameters()) if self.averaged else []
-        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        self.earlier_seconds, self.started = self.state.wall_seconds, time.monotonic()
-        self.order, self.order_epoch = torch.empty(0), -1
+        self.averages = list(self.eval_model.parameters())
+        self.history = torch.zeros(spec.steps, 2)  # loss and gradient norm of each step
+        self.models.register_buffer("history", self.history)
+        self.unread: list[Tensor] = []  # those of the steps since the last check, still on the device
+        self.optimizers = optimizers(self.model, spec)
+        self.checkpoint = self.folder.checkpoint / "run.safetensors"
+        self.state = load_checkpoint(self.checkpoint, spec.run_id, self.models, self.optimizers)
+        self.read = self.state.step  # steps in the curve; where a run diverges it ends
+        self.began = time.monotonic() - self.state.wall_seconds
+        if self.device.type == "cuda" and spec.training_flops >= COMPILE_FROM_FLOPS:
+            torch.compiler.reset()  # a warm worker would fill dynamo's cache after a few runs, and compile no more
+            self.model.model.compile()
+        self.rows = spec.batch_size  # of a batch at a time
+        self.order = lru_cache(maxsize=1)(lambda epoch: sequence_order(spec, epoch, len(self.tokens)).to(self.device))
+        self.interval = math.ceil(spec.steps / CURVE_POINTS)
+        self.tokens_a_step = spec.batch_size * spec.model.context_length
+        self.tenth = math.ceil(spec.steps / (10 * spec.cycles))
+        begin, end = cycle_bounds(spec.steps - 1, spec.steps, spec.cycles)
+        self.judged_from = begin + max(1, round(spec.warmup_fraction * (end - begin)), (end - begin) // 2)
 
     @property
-    def kept(self) -> Decoder:
-        """The model that validation and weight files are of."""
-        return self.averaged or self.model
+    def tokens_per_second(self) -> float:
+        return self.state.step * self.tokens_a_step / self.state.training_seconds
 
-    def update(self) -> None:
+    def loop(self, checkpoint_seconds: float) -> None:
+        """Train to the last step, to divergence, or until asked to stop, from which `Preempted` is raised."""
+        spec, state = self.spec, self.state
+        evaluations = self.context.evaluations
+        snapshots = {spec.steps * cycle // spec.cycles: cycle for cycle in range(1, spec.cycles)}
+        evaluate_at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
+        due = {*range(0, spec.steps + 1, min(self.interval, STEPS_BETWEEN_CHECKS)), *evaluate_at, *snapshots}
+        saved = time.monotonic()
+        while True:
+            stop = self._train_until(due)
+            if state.step in evaluate_at and not self.reason:
+                self._evaluate()
+            if state.step in snapshots and not self.reason:  # before a checkpoint that would start after it
+                save_weights(self.eval_model, self.folder.snapshot(snapshots[state.step]))
+            state.wall_seconds = time.monotonic() - self.began
+            loss, _ = self._means(self.read)
+            self.context.on_progress(Progress(spec.run_id, state.step, spec.steps, self.tokens_per_second, loss))
+            if self.reason or state.step == spec.steps:
+                return
+            if stop or time.monotonic() - saved >= checkpoint_seconds:
+                save_checkpoint(self.checkpoint, state, self.models, self.optimizers)
+                saved = time.monotonic()
+            if stop:
+                raise Preempted(f"run {spec.run_id} was asked to stop after step {state.step} of {spec.steps}; train it again")
+
+    def _train_until(self, due: set[int]) -> bool:
+        """Do the steps up to the next that is due and read their losses; return whether the run was asked to stop."""
+        began = time.monotonic()
+        stop = False
+        while not stop and (self.state.step not in due or not self.unread):
+            self._update()
+            stop = self.context.should_stop()
+        self.history[self.read : self.state.step] = torch.stack(self.unread).view(-1, 2)
+        self.unread.clear()
+        while self.read < self.state.step and not self.reason:
+            self.read += 1
+            self.reason = self._divergence(self.read)
+        self.state.training_seconds += time.monotonic() - began
+        return stop
+
+    def _update(self) -> None:
         """Do one optimiser step and leave its loss and gradient norm, unread, on the device."""
         spec, step = self.spec, self.state.step
         epoch, place = divmod(step, spec.steps_per_epoch)
-        if epoch != self.order_epoch:
-            self.order, self.order_epoch = sequence_order(spec, epoch, len(self.tokens)).to(self.device), epoch
         if spec.dropout:
             torch.manual_seed(int(np.random.SeedSequence((spec.train_seed, step)).generate_state(1)[0]))
-        batch = self.tokens[self.order[place * spec.batch_size : (place + 1) * spec.batch_size]]  # (B, T)
-        loss, self.rows = accumulate_gradients(self.model, batch, spec.precision, self.rows, self.loss)
+        batch = self.tokens[self.order(epoch)[place * spec.batch_size : (place + 1) * spec.batch_size]]  # (B, T)
+        loss_of = partial(training_loss, self.model, spec, self.teachers)
+        loss, self.rows = accumulate_gradients(self.model, batch, spec.precision, self.rows, loss_of)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.gradient_clip)
-        for group in self.groups:
-            group["lr"] = self.rate(step)
+        rate = learning_rate(step, spec)
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         self.unread += [loss, norm]
         self.state.step += 1
-        if self.averages:
+        if self.eval_model is not self.model:
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, self.parameters, averaging_weight(step + 1, spec))
 
-    def check(self) -> None:
-        """Read what the steps left on the device into the curve, and see whether the run has diverged."""
-        values = torch.stack(self.unread).tolist() if self.unread else []
-        self.unread.clear()
-        first = self.state.step - len(values) // 2
-        for step, (loss, norm) in enumerate(zip(values[::2], values[1::2], strict=True), start=first + 1):
-            self._read(step, loss, norm)
-            if self.diverged:
-                break
+    def _divergence(self, step: int) -> str | None:
+        """Return why the run has diverged, if it has by the loss of this step or by the mean of the tenth of a cycle it ends.
 
-    def _read(self, step: int, loss: float, norm: float) -> None:
-        spec, state = self.spec, self.state
-        state.losses.append(loss)
-        state.gradient_norms.append(norm)
-        state.tenth_sum, state.tenth_steps = state.tenth_sum + loss, state.tenth_steps + 1
+        High learning rates may spike above the bound and come back: only the second half of the last cycle is judged.
+        """
+        steps, loss = self.spec.steps, self.history[step - 1, 0].item()
         if not math.isfinite(loss):
-            self.diverged = f"train loss is {loss} at step {step} of {spec.steps}"
-        if step % self.tenth == 0 or step == spec.steps:
-            mean, begin = state.tenth_sum / state.tenth_steps, step - state.tenth_steps
-            # High learning rates may spike above the bound and come back: only the second half of the last cycle is judged.
-            if begin >= self.judged_from and mean > uniform_loss_bound(spec) and not self.diverged:
-                self.diverged = (
-                    f"mean train loss of steps {begin + 1} to {step} of {spec.steps} is {mean:.4g}, above an "
-                    f"untrained model's ({uniform_loss_bound(spec):.4g}; uniform is {math.log(spec.model.vocabulary):.4g})"
+            return f"train loss is {loss} at step {step} of {steps}"
+        start = (step - 1) // self.tenth * self.tenth
+        if start >= self.judged_from and (step % self.tenth == 0 or step == steps):
+            mean, bound = self.history[start:step, 0].double().mean().item(), uniform_loss_bound(self.spec)
+            if mean > bound:
+                uniform = math.log(self.spec.model.vocabulary)
+                return (
+                    f"mean train loss of steps {start + 1} to {step} of {steps} is {mean:.4g}, above an untrained model's "
+                    f"({bound:.4g}; uniform is {uniform:.4g})"
                 )
-            state.tenth_sum, state.tenth_steps = 0.0, 0
-        if step % self.interval == 0 or step == spec.steps or self.diverged:
-            self._extend_curve(step)
+        return None
 
-    def _extend_curve(self, step: int) -> None:
-        state, curve = self.state, self.state.curve
-        curve.step.append(step)
-        curve.tokens.append(step * self.spec.batch_size * self.spec.model.context_length)
-        for values, column in ((state.losses, curve.train_loss), (state.gradient_norms, curve.gradient_norm)):
-            mean = sum(values) / len(values)
-            column.append(mean if math.isfinite(mean) else None)
-            values.clear()
-        curve.lr.append(self.rate(step - 1))
-
-    def evaluate(self) -> None:
+    def _evaluate(self) -> None:
         """Append the validation loss after this step to the state."""
-        loss, error = validation_loss(self.kept, self.validation, self.spec.precision)
-        step, finite = self.state.step, math.isfinite(loss)
-        tokens = step * self.spec.batch_size * self.spec.model.context_length
-        entry = Evaluation(step=step, tokens=tokens, val_loss=loss if finite else None, standard_error=error if finite else None)
-        self.state.evaluations.append(entry)
-        if step == self.spec.steps and not finite:
-            self.diverged = f"validation loss is {loss} after the last step, {step}"
+        step = self.state.step
+        loss, error = validation_loss(self.eval_model, self.validation, self.spec.precision)
+        values = {"val_loss": _finite(loss), "standard_error": _finite(error)}
+        self.state.evaluations.append(Evaluation(step=step, tokens=step * self.tokens_a_step, **values))
+        if step == self.spec.steps and not math.isfinite(loss):
+            self.reason = f"validation loss is {loss} after the last step, {step}"
 
-    def report(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self.on_progress is None or not (force or now - self.last_progress >= PROGRESS_SECONDS):
-            return
-        self.last_progress = now
-        spec, state = self.spec, self.state
-        seen = state.step * spec.batch_size * spec.model.context_length
-        self.on_progress(
-            Progress(
-                run_id=spec.run_id,
-                step=state.step,
-                steps=spec.steps,
-                tokens_seen=seen,
-                tokens_per_second=seen / state.training_seconds,
-                train_loss=state.curve.train_loss[-1] if state.curve.train_loss else None,
-                val_loss=state.evaluations[-1].val_loss if state.evaluations else None,
-            )
+    def _means(self, step: int) -> list[float | None]:
+        """Return the mean loss and gradient norm of the curve's interval that ends at `step`; None where not finite."""
+        columns = self.history[(step - 1) // self.interval * self.interval : step].T.tolist()
+        return [_finite(sum(column) / len(column)) for column in columns]
+
+    def _curve(self) -> Curve:
+        steps = [*range(self.interval, self.read, self.interval), self.read]
+        losses, norms = zip(*map(self._means, steps), strict=True)
+        return Curve(
+            step=steps,
+            tokens=[step * self.tokens_a_step for step in steps],
+            train_loss=losses,
+            gradient_norm=norms,
+            lr=[learning_rate(step - 1, self.spec) for step in steps],
         )
 
-    def loop(self, checkpoint_seconds: float, should_stop: Callable[[], bool] | None) -> None:
-        """Train to the last step, to divergence, or until `should_stop`, from which `Preempted` is raised."""
-        spec, state = self.spec, self.state
-        every = min(self.interval, STEPS_BETWEEN_CHECKS)
-        saved = began = time.monotonic()
-        while state.step < spec.steps and not self.diverged:
-            self.update()
-            stop = should_stop is not None and should_stop()
-            if not (stop or state.step % every == 0 or state.step in self.evaluate_at or state.step in self.snapshots):
-                continue
-            self.check()
-            state.training_seconds += time.monotonic() - began
-            if state.step in self.evaluate_at and not self.diverged:
-                self.evaluate()
-            if state.step in self.snapshots and not self.diverged:  # before a checkpoint that would start after it
-                save_weights(self.kept, self.folder.snapshot(self.snapshots[state.step]))
-            now = time.monotonic()
-            state.wall_seconds = self.earlier_seconds + now - self.started
-            self.report(force=state.step == spec.steps)
-            unfinished = state.step < spec.steps and not self.diverged
-            if unfinished and (stop or now - saved >= checkpoint_seconds):
-                save_checkpoint(self.folder.checkpoint, state, self.model, self.optimizers, self.averaged)
-                saved = time.monotonic()
-            if unfinished and stop:
-                raise Preempted(f"run {spec.run_id} was asked to stop after step {state.step} of {spec.steps}; train it again")
-            began = time.monotonic()
-
-
-def _finished(spec: RunSpec, folder: RunFolder) -> RunResult | None:
-    if not folder.result.exists():
-        return None
-    result = load_fact(RunResult, folder.result)
-    if result.run_id != spec.run_id:
-        raise InputError(f"{folder.path} holds run {result.run_id}, not {spec.run_id}; give each run its own folder")
-    return result
-
-
-def _start(spec: RunSpec, folder: RunFolder, device: torch.device) -> tuple[Decoder, Decoder | None, list[Optimizer], State]:
-    """Return model, average, optimisers and state: of the checkpoint where there is a sound one, else of step 0."""
-    model = Decoder(spec.model, seed=spec.train_seed, dropout=spec.dropout).to(device)
-    averaged = copy.deepcopy(model).requires_grad_(False) if spec.ema or spec.swa_fraction else None
-    held = optimizers(model, spec)
-    state = State(run_id=spec.run_id, started_at=datetime.now(UTC))
-    if (folder.checkpoint / "state.json").exists():
-        try:
-            state = load_checkpoint(folder.checkpoint, spec.run_id, model, held, averaged)
-        except CheckpointError as error:
-            log.warning("run %s starts afresh: %s", spec.run_id, error)
-    if compile_pays(device, spec.training_flops):
-        torch.compiler.reset()  # a warm worker would fill dynamo's cache after a few runs, and compile no more
-        model.model.compile()
-    return model, averaged, held, state
-
-
-def _finish(run: _Run) -> RunResult:
-    """Write the weights, then result.json, then remove the checkpoint."""
-    spec, state = run.spec, run.state
-    seen = state.step * spec.batch_size * spec.model.context_length
-    speed = seen / state.training_seconds
-    peak = peak_flops(run.device, spec.precision)
-    last = None if run.diverged else state.evaluations[-1]
-    weights_bytes = None if run.diverged else save_weights(run.kept, run.folder.weights)
-    result = RunResult(
-        run_id=spec.run_id,
-        status="diverged" if run.diverged else "finished",
-        reason=run.diverged,
-        val_loss=last.val_loss if last else None,
-        val_loss_standard_error=last.standard_error if last else None,
-        train_loss=state.curve.train_loss[-1],
-        evaluations=state.evaluations,
-        curve=state.curve,
-        steps=state.step,
-        tokens_seen=seen,
-        parameters_total=spec.model.parameters_total,
-        parameters_non_embedding=spec.model.parameters_non_embedding,
-        training_flops=seen * spec.model.training_flops_per_token,
-        wall_seconds=run.earlier_seconds + time.monotonic() - run.started,
-        tokens_per_second=speed,
-        model_flops_utilisation=spec.model.training_flops_per_token * speed / peak if peak else None,
-        peak_memory_bytes=peak_memory_bytes(run.device),
-        device=describe_device(run.device),
-        host=socket.gethostname(),
-        torch_version=torch.__version__,
-        started_at=state.started_at,
-        ended_at=datetime.now(UTC),
-        weights_bytes=weights_bytes,
-    )
-    write_atomically(run.folder.result, result.model_dump_json(indent=1))
-    shutil.rmtree(run.folder.checkpoint, ignore_errors=True)
-    return result
+    def finish(self) -> RunResult:
+        """Write the weights and return the result."""
+        spec, state, curve = self.spec, self.state, self._curve()
+        tokens = state.step * self.tokens_a_step
+        peak = peak_flops(self.device, spec.precision)
+        last = None if self.reason else state.evaluations[-1]
+        return RunResult(
+            run_id=spec.run_id,
+            status="diverged" if self.reason else "finished",
+            reason=self.reason,
+            val_loss=last and last.val_loss,
+            val_loss_standard_error=last and last.standard_error,
+            train_loss=curve.train_loss[-1],
+            evaluations=state.evaluations,
+            curve=curve,
+            steps=state.step,
+            tokens_seen=tokens,
+            parameters_total=spec.model.parameters_total,
+            parameters_non_embedding=spec.model.parameters_non_embedding,
+            training_flops=tokens * spec.model.training_flops_per_token,
+            weights_bytes=None if self.reason else save_weights(self.eval_model, self.folder.weights),
+            wall_seconds=time.monotonic() - self.began,
+            tokens_per_second=self.tokens_per_second,
+            model_flops_utilisation=peak and spec.model.training_flops_per_token * self.tokens_per_second / peak,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            device=describe_device(self.device),
+            host=socket.gethostname(),
+            torch_version=torch.__version__,
+            started_at=state.started_at,
+            ended_at=datetime.now(UTC),
+        )
 
 
 def train(
     spec: RunSpec,
-    folder: RunFolder,
+    folder: JobFolder,
     train_tokens: np.ndarray,
     validation_sequences: np.ndarray,
     *,
+    context: Context = Context(),  # noqa: B008
     synthetic: np.ndarray | None = None,
     teachers: Sequence[Decoder] = (),
-    device: str = "auto",
-    evaluations: int = 4,
     checkpoint_seconds: float = 300,
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> RunResult:
-    """Train `spec` in `folder` and return its result; at once where it is there already, from the checkpoint if there is one.
+    """Train `spec` from the checkpoint in `folder`, if there is one, and return its result.
 
     `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). Where the spec asks for them,
     `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order;
-    they are moved to the device and not changed. The validation loss is taken `evaluations` times, evenly spaced, the last
-    after the last step. `should_stop` is asked after every step. A run that diverges is a result, with status "diverged", a
-    reason and no weights. Where weights are averaged, validation losses, snapshots and final weights are the average's.
-    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, folder of another run, teachers, more cycles
-    than steps), `OutOfMemory`, `Preempted`. Writes spec.json, checkpoints, snapshots, weights and result.json; attempts are
-    the caller's.
+    they are moved to the device and not changed. The context's `should_stop` is asked after every step. A run that diverges
+    is a result, with status "diverged", a reason and no weights. Where weights are averaged, validation losses, snapshots and
+    final weights are the average's.
+    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, teachers, more cycles than steps),
+    `Preempted`. Writes checkpoints, snapshots and weights.
     """
-    if (result := _finished(spec, folder)) is not None:
-        return result
     if spec.cycles > spec.steps:
         raise InputError(f"run {spec.run_id} has {spec.cycles} cycles in {spec.steps} steps; use at most one cycle a step")
-    chosen, length = pick_device(device), spec.model.context_length
-    tokens = device_tokens(train_tokens, (spec.seed_tokens // length, length), "the training text", spec, chosen)
-    if spec.synthetic:
-        pool = np.empty(0) if synthetic is None else synthetic
-        shape = (max(1, len(pool)), length)
-        sampled = device_tokens(pool, shape, f"the text of sample {spec.synthetic.samples}", spec, chosen)
-        tokens = torch.cat([tokens[: spec.real_sequences], sampled])
-    validation = device_tokens(validation_sequences, (spec.validation_sequences, length), "the validation text", spec, chosen)
-    asked, given = spec.teacher_logits.members if spec.teacher_logits else [], [teacher.spec for teacher in teachers]
-    if len(given) != len(asked) or any(t.vocabulary != spec.model.vocabulary or t.context_length < length for t in given):
-        found = ", ".join(f"{t.vocabulary} and {t.context_length}" for t in given) or "none"
+    _require_teachers(spec, teachers)
+    device = pick_device(context.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    tokens = _training_text(spec, train_tokens, synthetic, device)
+    validation = device_tokens(validation_sequences, spec.validation_sequences, "the validation text", spec, device)
+    with torch.random.fork_rng(enabled=spec.dropout > 0):
+        run = _Run(spec, folder, context, device, tokens, validation, [teacher.to(device) for teacher in teachers])
+        run.loop(checkpoint_seconds)
+    return run.finish()
+
+
+def _training_text(spec: RunSpec, real: np.ndarray, synthetic: np.ndarray | None, device: torch.device) -> Tensor:
+    """Return the sequences of the run: the real ones, then the synthetic pool."""
+    tokens = device_tokens(real, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
+    if spec.synthetic is None:
+        return tokens
+    pool = np.empty(0) if synthetic is None else synthetic
+    sampled = device_tokens(pool, max(1, len(pool)), f"the text of sample {spec.synthetic.samples}", spec, device)
+    return torch.cat([tokens[: spec.real_sequences], sampled])
+
+
+def _require_teachers(spec: RunSpec, teachers: Sequence[Decoder]) -> None:
+    """Raise `InputError` unless these are as many teachers as the spec names, and read what the run reads."""
+    count = len(spec.teacher_logits.members) if spec.teacher_logits else 0
+    vocabulary, length = spec.model.vocabulary, spec.model.context_length
+    shapes = [(teacher.spec.vocabulary, teacher.spec.context_length) for teacher in teachers]
+    if len(shapes) != count or any(v != vocabulary or context < length for v, context in shapes):
         raise InputError(
-            f"run {spec.run_id} matches {len(asked)} teachers of vocabulary {spec.model.vocabulary} and a context of {length} or "
-            f"more; given: {found}; name members of the same tokenizer that were trained on sequences as long"
+            f"run {spec.run_id} matches {count} teachers of vocabulary {vocabulary} and a context of {length} or more; given: "
+            f"{shapes}; name members of the same tokenizer that were trained on sequences as long"
         )
-    write_atomically(folder.spec, spec.model_dump_json(indent=1))
-    at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
-    with one_thread(chosen), torch.random.fork_rng(enabled=spec.dropout > 0):
-        try:
-            if chosen.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(chosen)
-            started = _start(spec, folder, chosen)
-            teachers = [teacher.to(chosen) for teacher in teachers]
-            run = _Run(spec, folder, chosen, tokens, validation, at, on_progress, teachers, *started)
-            run.loop(checkpoint_seconds, should_stop)
-            return _finish(run)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"run {spec.run_id}: {spec.model.parameters_total:,} parameters on sequences of {length} tokens do not fit on "
-                f"{describe_device(chosen)}: {error}; use a smaller model or context, or a device with more memory"
-            ) from error

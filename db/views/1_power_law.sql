@@ -36,7 +36,7 @@ CREATE OR REPLACE MACRO power_law(xs, ys) AS (
                 || if(distinct_x = 1, 'is 1', 'are ' || distinct_x)
             WHEN fit.a <= 0 THEN 'the points do not fall: the best fit has A = 0'
             WHEN fit.alpha <= 0.02 * 1.00001 THEN 'the exponent is at its lower bound 0.02: the points show no limit'
-            WHEN fit.alpha >= 3 * 0.99999 THEN 'the exponent is at its upper bound 3: no power law falls so abruptly'
+            WHEN fit.alpha >= 3 * 0.99999 THEN 'the exponent is at its upper bound 3: loss falls too abruptly for a power law'
             WHEN fit.e <= 0 THEN 'the limit is at its bound 0: the points show no limit' END}
     FROM (SELECT *, if(distinct_x < 3, NULL, power_law_stage(xs_, ys_, stage_3.alpha, 1.0001)) AS fit
     FROM (SELECT *, power_law_stage(xs_, ys_, stage_2.alpha, 1.003) AS stage_3

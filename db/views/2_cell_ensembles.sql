@@ -1,8 +1,8 @@
--- What ensembles are worth: the loss of K members, and its limit as K grows. Losses are those of `ensemble_loss`.
+-- Ensembles: the loss of K members, and its limit as K grows. Losses are those of `ensemble_loss`.
 
 -- One row an (ensemble, averaging, K). Over subsets the curve is smooth: each of them is another draw of K members.
 CREATE OR REPLACE VIEW ensemble_size AS
-SELECT ensemble_id, averaging, len(subset) AS members, if(count(val_loss) = count(*), avg(val_loss), NULL) AS val_loss,
+SELECT ensemble_id, averaging, len(subset) AS members, if(count(val_loss) = count(*), avg(val_loss), NULL) AS mean_loss,
     min(val_loss) AS least, max(val_loss) AS greatest, count(*) AS subsets
 FROM ensemble_loss
 GROUP BY ensemble_id, averaging, len(subset);
@@ -36,7 +36,7 @@ CREATE OR REPLACE MACRO ensemble_law(losses, size) AS (
         FROM fitted GROUP BY m
     ), judged AS (
         SELECT *, if(val_loss IS NULL, 'the loss of its members is not finite', fit.reason) AS reason, CASE
-            WHEN val_loss IS NULL OR fit.reason IS NOT NULL THEN 'there is no limit to bracket'
+            WHEN val_loss IS NULL OR fit.reason IS NOT NULL THEN 'no limit, so no interval'
             WHEN m < 4 THEN 'leaving a member out needs 4 members; there are ' || m
             WHEN fits < m THEN 'no subsets without the first member were evaluated'
             WHEN failed IS NOT NULL THEN 'without one of the members: ' || failed END AS interval_reason
@@ -56,9 +56,7 @@ WITH evaluated AS (
         list({subset: subset, val_loss: val_loss}) AS losses
     FROM cell_ensemble JOIN ensemble USING (ensemble_id) JOIN ensemble_loss USING (ensemble_id)
     GROUP BY cell_id, ensemble_id, coordinates, averaging
-), fitted AS (
-    SELECT cell_id, ensemble_id, coordinates, averaging, ensemble_law(losses, size) AS law FROM evaluated
 )
-SELECT * EXCLUDE law, law.*, law.limit_loss - 1.645 * law.standard_error AS e_low,
+SELECT * EXCLUDE (size, losses, law), law.*, law.limit_loss - 1.645 * law.standard_error AS e_low,
     law.limit_loss + 1.645 * law.standard_error AS e_high
-FROM fitted;
+FROM (SELECT *, ensemble_law(losses, size) AS law FROM evaluated);

@@ -1,20 +1,20 @@
 -- Laws over a cell's optimum: the limit of each recipe at each budget, its law over budgets, and data efficiency.
 -- Numbers are fitted here and now. Their 90% intervals come from table `fit`, which dataeff.laws.chain fills; what each
--- covers, and what it does not, is said in db/README.md.
+-- covers, and what it does not: db/README.md.
 
 -- One row a (study, recipe): hash of what is recorded of it and of the study's baseline, and of what these views make of it.
 CREATE OR REPLACE VIEW evidence AS
 WITH item AS (
-    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, role, run_id) AS said
+    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, role, run_id) AS fact
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, ensemble_id)
     FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
 ), own AS (
-    SELECT study, recipe, hex(bit_xor(md5_number_lower(said))) AS evidence FROM item GROUP BY study, recipe
+    SELECT study, recipe, hex(bit_xor(md5_number_lower(fact))) AS evidence FROM item GROUP BY study, recipe
 )
 SELECT own.study, own.recipe, concat_ws(' ', own.evidence, study.baseline, base.evidence,
-    (SELECT left(max(hash), 16) FROM schema_views)) AS evidence
+    (SELECT version FROM schema)) AS evidence
 FROM own JOIN study ON study.name = own.study LEFT JOIN own AS base ON base.study = own.study AND base.recipe = study.baseline;
 
 -- Every fit, and whether what it rests on has changed since.
@@ -24,7 +24,7 @@ FROM fit LEFT JOIN evidence USING (study, recipe);
 
 -- The interval of a value: that of its fit, a row of fit_state, unless runs added since have moved the value out of it.
 CREATE OR REPLACE MACRO fitted_interval(value_, fit_) AS CASE
-    WHEN value_ IS NULL THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'there is nothing to bracket'}
+    WHEN value_ IS NULL THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'no estimate, so no interval'}
     WHEN fit_.fit_id IS NULL
         THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'not fitted yet; `dataeff answer` of the study does it'}
     WHEN fit_.stale AND NOT coalesce(value_ BETWEEN coalesce(fit_.low, 0) AND coalesce(fit_.high, value_), false)
@@ -37,7 +37,7 @@ CREATE OR REPLACE MACRO fitted_interval(value_, fit_) AS CASE
 
 -- One row a (cell, averaging, K): the loss of K members of the ensemble at the cell's optimum.
 CREATE OR REPLACE VIEW ensemble_curve AS
-SELECT study, recipe, seed_tokens, size, parameters_total, cell_id, ensemble_id, averaging, members, curve.val_loss, least,
+SELECT study, recipe, seed_tokens, size, parameters_total, cell_id, ensemble_id, averaging, members, mean_loss, least,
     greatest, subsets
 FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size AS curve USING (ensemble_id);
 
@@ -63,10 +63,10 @@ WITH best AS MATERIALIZED (
     GROUP BY ensemble_id
 )
 SELECT cell_id, study, recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
-    if(ensembled, members, 1) AS members, if(ensembled, law.val_loss, val_loss_mean) AS val_loss,
-    if(in_k, limit_loss, if(ensembled, law.val_loss, val_loss_mean)) AS limit_loss, a, alpha, e, rmse,
-    CASE WHEN in_k THEN standard_error WHEN ensembled THEN val_loss_error ELSE noise_sd / sqrt(seeds) END AS standard_error,
-    if(ensembled, val_loss_error, noise_sd / sqrt(seeds)) AS val_loss_error,
+    if(ensembled, members, 1) AS members, if(ensembled, law.val_loss, val_loss_mean) AS reached_loss,
+    if(in_k, law.limit_loss, reached_loss) AS limit_loss, a, alpha, e, rmse,
+    if(ensembled, val_loss_error, noise_sd / sqrt(seeds)) AS reached_error,
+    if(in_k, law.standard_error, reached_error) AS standard_error,
     if(ensembled, NULL, degrees_of_freedom) AS freedom,
     CASE WHEN in_k THEN interval_reason WHEN NOT ensembled THEN noise.reason
         WHEN val_loss_error IS NULL THEN 'leaving a member out needs 3 members, and the loss of the others' END AS interval_reason,
@@ -82,10 +82,10 @@ WITH grouped AS (
     SELECT study, recipe, recipe_limit, seed_tokens, recipe_limit IN ('N', 'K then N') AS has_law,
         list(parameters_total / 1e9 ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS xs,
         list(limit_loss ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS ys,
-        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, val_loss) AS reached,
+        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, reached_loss) AS reached,
         count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack, count(*) AS cells,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
-        count(*) FILTER (state = 'open') AS open
+        count(*) FILTER (state NOT IN ('certified', 'boundary')) AS open
     FROM cell_limit AS optimum JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
     GROUP BY study, recipe, recipe_limit, seed_tokens
 ), fitted AS (
@@ -109,7 +109,7 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
             || if(recipe_limit = 'N', 'loss: ', 'limit in K: ') || lack, '')
         WHEN chosen IS NULL THEN 'no size has a ' || if(recipe_limit = 'K', 'limit in K: ', 'loss: ') || lack END
         AS reason,
-    reached.val_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
+    reached.reached_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
 FROM bracketed LEFT JOIN noise USING (study, recipe);
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.

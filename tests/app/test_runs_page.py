@@ -60,7 +60,7 @@ def test_imported_runs_without_curves_say_so(tab, laptop):
     with Database(laptop).read() as connection:
         (run_id,) = connection.execute(BEST + " LIMIT 1").fetchone()
     text = tab(laptop, "dark").open(f"runs?run={run_id}").text
-    assert f"No training loss along training is recorded of {run_id[:8]}" in text
+    assert f"No train_loss along training is recorded of {run_id[:8]}" in text
     assert "None is recorded: imported results hold none" in text
 
 
@@ -116,7 +116,7 @@ def test_curves_are_those_recorded_and_a_mean_smooths_them(connection):
 def test_a_long_curve_is_thinned_to_the_extremes_of_its_buckets_and_this_is_said(tmp_path, log_x):
     with Database(tmp_path / "long.duckdb").write() as connection:
         connection.execute("""INSERT INTO run BY NAME SELECT 'r' AS run_id, 'finished' AS status, 1000 AS seed_tokens,
-            1 AS parameters_total, 1e6 AS training_flops, 1000000 AS tokens_seen, '{}' AS spec, now() AS recorded_at""")
+            1 AS parameters_total, 1e6 AS training_flops, 1000000 AS tokens_seen, '{}' AS spec""")
         connection.execute("""INSERT INTO metric SELECT 'r', i, 10 * i, 'train_loss',
             CASE i WHEN 70001 THEN 99 WHEN 70002 THEN NULL ELSE 5 + (hash(i) % 100) / 100 END FROM range(1, 100001) AS s(i)""")
         points = runs.curves(connection, ["r"], ["train_loss"], "FLOPs", log_x=log_x)

@@ -17,8 +17,7 @@ from dataeff.reports.progress import study_cells, time_left, under_way
 from dataeff.reports.search import cell_search, search_chart
 from tests.conftest import start_study, write_tiny_study
 
-COUNTS = """SELECT count_if(state = 'certified'), count_if(state = 'boundary'), count_if(state = 'open' AND run_id IS NOT NULL),
-    count_if(run_id IS NULL) FROM certificate"""
+COUNTS = "SELECT count_if(state = 'certified'), count_if(state = 'boundary'), count_if(state = 'open') FROM certificate"
 OPEN = "laptop/joint/16384/width128"
 
 
@@ -40,7 +39,7 @@ def test_counts_certificate_and_marks_are_those_of_sql(tab, finished):
         (reason,) = connection.execute("SELECT reason FROM certificate WHERE cell_id = $1", [cell]).fetchone()
     shown = tab(finished / "dataeff.duckdb").open(f"study?cell={cell}")
     found = metrics(shown)
-    assert tuple(found[state] for state in ("certified", "boundary", "open", "nothing yet")) == states
+    assert tuple(found[state] for state in ("certified", "boundary", "open")) == states
     assert (found["runs recorded"], found["under way"]) == (recorded, 0)
     assert "20 of 20 searches have ended." in shown.text
     assert "regularized, D = 2,048 tokens, b" in shown.text
@@ -93,21 +92,22 @@ def failed(finished, tmp_path_factory):
     with Database(path).write() as connection:
         connection.execute(
             """INSERT INTO attempt BY NAME SELECT unnest([
-                {run_id: 'a1', number: 1, outcome: 'out_of_memory', reason: 'CUDA out of memory', host: 'far', pid: 1},
-                {run_id: 'a1', number: 2, outcome: 'failed', reason: 'the disk is full', host: 'far', pid: 2},
-                {run_id: 'b2', number: 1, outcome: 'running', reason: NULL, host: $here, pid: $gone},
-                {run_id: 'c3', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 3},
-                {run_id: 'd4', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 4},
-                {run_id: 'd4', number: 2, outcome: 'killed', reason: 'signal 9', host: 'far', pid: 5}], max_depth := 2),
-                now() - INTERVAL 2 DAY AS started_at, 'cpu' AS device""".replace("pid", "process_id"),
+                {job_id: 'a1', number: 1, outcome: 'out_of_memory', reason: 'CUDA out of memory', host: 'far', pid: 1},
+                {job_id: 'a1', number: 2, outcome: 'failed', reason: 'the disk is full', host: 'far', pid: 2},
+                {job_id: 'b2', number: 1, outcome: 'running', reason: NULL, host: $here, pid: $gone},
+                {job_id: 'c3', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 3},
+                {job_id: 'd4', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 4},
+                {job_id: 'd4', number: 2, outcome: 'killed', reason: 'signal 9', host: 'far', pid: 5}], max_depth := 2),
+                now() - INTERVAL 2 DAY AS started_at, 'cpu' AS device, 'train' AS kind""".replace("pid", "process_id"),
             {"here": socket.gethostname(), "gone": child.pid},
         )
-        connection.execute("UPDATE cell SET search_ended_at = NULL WHERE recipe = 'standard' AND size = 'c'")
+        connection.execute("""UPDATE cell SET search_ended_at = NULL, state = 'searching', runs_left = 3, flops_left = 1e9
+            WHERE recipe = 'standard' AND size = 'c'""")
     os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))  # nobody has written it for an hour
     return path
 
 
-def test_attempts_that_nobody_saw_end_are_told_from_those_under_way(failed):
+def test_attempts_whose_process_is_gone_are_told_from_those_under_way(failed):
     with Database(failed).read() as connection:
         found = {attempt["id"]: attempt for attempt in under_way(connection, "tiny")}
     assert {run_id: (attempt["alive"], attempt["live"]) for run_id, attempt in found.items()} == {
@@ -122,9 +122,9 @@ def test_failures_are_counted_by_how_they_ended(tab, failed):
     shown = tab(failed).open("study")
     assert "1 failed, 1 out of memory, 2 killed; 2 of their runs have no result yet" in shown.text
     assert "nothing is under way: reload to look again" in shown.text
-    assert "Attempts that nobody saw end" in shown.text
+    assert "Unfinished attempts" in shown.text
     assert metrics(shown)["under way"] == 0
-    assert "18 of 20 searches have ended. Left: some" in shown.text
+    assert "18 of 20 searches have ended. About 6 runs are left, 2e+09 FLOPs" in shown.text
 
 
 @pytest.mark.slow
@@ -174,13 +174,13 @@ def test_a_search_of_one_axis_is_a_line_and_of_none_an_error(finished, tmp_path)
     path = tmp_path / "one.duckdb"
     shutil.copy(finished / "dataeff.duckdb", path)
     with Database(path).write() as connection:  # what is left of a search when all but one axis is fixed
-        connection.execute("""UPDATE cell SET axes = '{"lr": [0.003, 0.01, 0.03]}', shape = [3]
-            WHERE cell_id = 'tiny/standard/1024/a'""")
+        connection.execute("""UPDATE cell SET axes = '{"lr": [0.003, 0.01, 0.03]}', shape = [3], best = [1],
+            neighbours_missing = [[2]] WHERE cell_id = 'tiny/standard/1024/a'""")
         connection.execute("DELETE FROM trial WHERE cell_id = 'tiny/standard/1024/a' AND (role <> 'search' OR number > 1)")
         connection.execute("UPDATE trial SET coordinates = [number] WHERE cell_id = 'tiny/standard/1024/a'")
         cells = {cell["cell_id"]: cell for cell in study_cells(connection, "tiny")}
         points, _ = cell_search(connection, "tiny/standard/1024/a")
-        assert time_left(connection, "tiny")["searches"] == 0
+        assert time_left(connection, "tiny")["cells"] == 0
     chart = search_chart(cells["tiny/standard/1024/a"], points).to_dict()
     assert [point["x"] for point in points] == [0.003, 0.01, 0.03]
     assert chart["concat"][0]["layer"][0]["mark"]["type"] == "line"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dataeff.data.tokens import Tokens, build_tokens
+from dataeff.facts.store import Store
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.result import Store
 
 SYLLABLES = ("ra", "me", "to", "li", "no", "sé", "ku", "da", "vi", "語", "pe", "so")
 
@@ -37,7 +37,7 @@ def write_jsonl() -> Callable[[Path, list[str]], Path]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Tokens]:
-    """Build the corpus at a path, with a vocabulary of 300 unless told otherwise."""
+    """Build the corpus at a path, with a vocabulary of 300 by default."""
 
     def built(path: Path, tokenizer: TokenizerSpec | None = None, store: Path | None = None, **corpus: object) -> Tokens:
         spec = CorpusSpec(name="test", path=str(path), **corpus)

@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import json
 import lzma
+import random
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -13,13 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataeff.data.corpora import cut_into_passages, documents, sources, split
+from dataeff.data.corpora import Split, cut_into_passages, documents, sources, split
 from dataeff.errors import CorpusError
 from dataeff.specs.corpus import CorpusSpec
 
 
 def corpus(path: object, **fields: object) -> CorpusSpec:
     return CorpusSpec(name="test", path=str(path), **fields)
+
+
+def split_texts(spec: CorpusSpec, directory: Path) -> Split:
+    return split(spec, directory, directory / f"texts of {Path(spec.path).name}")
 
 
 def refusal(spec: CorpusSpec, directory: Path) -> str:
@@ -36,9 +42,9 @@ def test_the_embedded_corpus_holds_the_233_addresses_its_readme_counts():
 
 
 def test_documents_are_in_the_order_of_the_hash_of_their_text(tmp_path, texts, write_jsonl):
-    parts = split(corpus(write_jsonl(tmp_path / "a.jsonl", texts)), tmp_path)
+    parts = split_texts(corpus(write_jsonl(tmp_path / "a.jsonl", texts)), tmp_path)
     expected = sorted((text.encode() for text in texts), key=lambda text: hashlib.sha256(text).hexdigest())
-    assert parts.validation + parts.train == expected
+    assert [*parts.validation, *parts.train] == expected
 
 
 def test_names_and_listing_order_of_files_do_not_matter(tmp_path, texts):
@@ -47,14 +53,15 @@ def test_names_and_listing_order_of_files_do_not_matter(tmp_path, texts):
             file = tmp_path / folder / f"{name % 3}" / f"{name}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(text.encode())
-    assert split(corpus("up"), tmp_path) == split(corpus("down"), tmp_path)
+    up, down = split_texts(corpus("up"), tmp_path), split_texts(corpus("down"), tmp_path)
+    assert list(up.train) == list(down.train) and list(up.validation) == list(down.validation)
 
 
 def test_exact_duplicates_are_dropped_and_counted(tmp_path, texts, write_jsonl):
     write_jsonl(tmp_path / "once.jsonl", texts)
     write_jsonl(tmp_path / "more.jsonl", texts + texts[:5] + texts[:2])
-    once, more = split(corpus("once.jsonl"), tmp_path), split(corpus("more.jsonl"), tmp_path)
-    assert (more.train, more.validation) == (once.train, once.validation)
+    once, more = split_texts(corpus("once.jsonl"), tmp_path), split_texts(corpus("more.jsonl"), tmp_path)
+    assert list(more.train) == list(once.train) and list(more.validation) == list(once.validation)
     assert (once.duplicates_dropped, more.duplicates_dropped) == (0, 7)
 
 
@@ -64,24 +71,25 @@ def test_the_held_out_documents_are_whole_the_fewest_that_reach_the_fraction_and
     tmp_path, texts, write_jsonl, fraction, passage_bytes
 ):
     write_jsonl(tmp_path / "a.jsonl", texts)
-    parts = split(corpus("a.jsonl", validation_fraction=fraction, passage_bytes=passage_bytes), tmp_path)
+    parts = split_texts(corpus("a.jsonl", validation_fraction=fraction, passage_bytes=passage_bytes), tmp_path)
     whole = {text.encode() for text in texts}
-    wanted = fraction * sum(map(len, whole))
-    assert set(parts.validation) <= whole
-    assert sum(map(len, parts.validation)) >= wanted > sum(map(len, parts.validation[:-1]))
-    left = whole - set(parts.validation)
+    target = fraction * sum(map(len, whole))
+    held_out = list(parts.validation)
+    assert set(held_out) <= whole
+    assert parts.validation.size == sum(map(len, held_out)) >= target > sum(map(len, held_out[:-1]))
+    left = whole - set(held_out)
     assert parts.train_documents == len(left)
-    assert sum(map(len, parts.train)) == sum(map(len, left))
+    assert parts.train.size == sum(map(len, parts.train)) == sum(map(len, left))
     assert all(any(passage in text for text in left) for passage in parts.train)
 
 
 def test_passages_of_the_training_documents_are_mixed_by_their_own_hash(tmp_path, texts, write_jsonl):
     write_jsonl(tmp_path / "a.jsonl", texts)
-    whole = split(corpus("a.jsonl"), tmp_path)
-    parts = split(corpus("a.jsonl", passage_bytes=256), tmp_path)
+    whole = split_texts(corpus("a.jsonl"), tmp_path)
+    parts = split_texts(corpus("a.jsonl", passage_bytes=256), tmp_path)
     cut = [passage for text in whole.train for passage in cut_into_passages(text, 256)]
-    assert parts.train == sorted(cut, key=lambda passage: hashlib.sha256(passage).digest())
-    assert parts.validation == whole.validation
+    assert list(parts.train) == sorted(cut, key=lambda passage: hashlib.sha256(passage).digest())
+    assert list(parts.validation) == list(whole.validation)
     assert parts.passages == len(cut) > parts.train_documents and whole.passages is None
 
 
@@ -99,6 +107,22 @@ def test_passages_join_to_the_text_and_never_cut_a_word_or_a_character(text, siz
 def test_passages_of_plain_text_are_of_about_the_size_asked_for():
     text = b"word " * 10_000
     assert {len(passage) for passage in cut_into_passages(text, 1000)[:-1]} <= set(range(1000, 1006))
+
+
+@pytest.mark.parametrize("passage_bytes", [None, 4096])
+def test_memory_holds_no_more_than_a_fraction_of_the_text(tmp_path, passage_bytes):
+    draw = random.Random(5)
+    with open(tmp_path / "a.jsonl", "w") as stream:
+        for _ in range(1000):
+            stream.write(json.dumps({"text": f"{draw.randbytes(8).hex()} " * 1200}) + "\n")
+    tracemalloc.start()
+    try:
+        parts = split_texts(corpus("a.jsonl", passage_bytes=passage_bytes), tmp_path)
+        read = sum(map(len, parts.train)) + sum(map(len, parts.validation))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert read > 20_000_000 and peak < read / 10
 
 
 def write_formats(folder: Path, texts: list[str]) -> list[str]:
@@ -179,7 +203,7 @@ def test_a_missing_parquet_column_is_refused_with_the_columns_present(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reason"),
     [
         (b'{"text": "x"', "not valid JSON"),
         (b'["x"]', "of type list, not a JSON object"),
@@ -188,10 +212,10 @@ def test_a_missing_parquet_column_is_refused_with_the_columns_present(tmp_path):
         (b'{"text": "\\ud800"}', "'text' is not valid Unicode"),
     ],
 )
-def test_a_bad_line_is_refused_with_file_and_line(tmp_path, line, said):
+def test_a_bad_line_is_refused_with_file_and_line(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     message = refusal(corpus("a.jsonl"), tmp_path)
-    assert f"a.jsonl, line 3: {said}" in message
+    assert f"a.jsonl, line 3: {reason}" in message
 
 
 def test_a_parquet_column_that_is_not_text_is_refused_with_file_and_row(tmp_path):
@@ -224,21 +248,22 @@ def test_a_compressed_file_that_was_cut_short_is_refused(tmp_path, texts, name, 
 
 def test_a_corpus_without_text_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
-    assert "has no text" in refusal(corpus("a.jsonl"), tmp_path)
+    with pytest.raises(CorpusError, match="has no text"):
+        split_texts(corpus("a.jsonl"), tmp_path)
 
 
 @pytest.mark.parametrize(("texts_given", "fraction"), [(["one", "another"], 0.9), (["a", "b", "c"], 0.99)])
 def test_a_corpus_that_leaves_nothing_to_train_on_is_refused(tmp_path, write_jsonl, texts_given, fraction):
     write_jsonl(tmp_path / "a.jsonl", texts_given)
     with pytest.raises(CorpusError, match=f"{len(texts_given)} distinct.*leaves none to train on.*smaller validation_fraction"):
-        split(corpus("a.jsonl", validation_fraction=fraction), tmp_path)
+        split_texts(corpus("a.jsonl", validation_fraction=fraction), tmp_path)
 
 
 def test_the_end_of_a_lone_document_is_held_out(tmp_path):
     text = " ".join(f"word{i}" for i in range(1000))
     (tmp_path / "only.txt").write_text(text)
-    found = split(corpus("only.txt", validation_fraction=0.1), tmp_path)
-    ((train,), (validation,)) = found.train, found.validation
+    parts = split_texts(corpus("only.txt", validation_fraction=0.1), tmp_path)
+    [train], [validation] = parts.train, parts.validation
     assert (train + validation).decode() == text
     assert len(validation) / len(text) == pytest.approx(0.1, abs=0.01)
 

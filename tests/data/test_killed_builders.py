@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from dataeff.data.tokens import built_tokens
-from dataeff.specs.result import Store
+from dataeff.facts.store import Store
 
 BUILDER = """
 import json, sys
 from pathlib import Path
 from dataeff.data.tokens import build_tokens
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.result import Store
+from dataeff.facts.store import Store
 
 def build(folder, store, on_progress=None):
     spec = CorpusSpec(name="test", path="a.jsonl", passage_bytes=256)
@@ -63,8 +63,8 @@ while True:
     store = Path(tempfile.mkdtemp(dir=folder))
     killed = killed_at(line, folder, store)
     files = Store(store).tokens
-    left = [path.name for path in files.glob("*.building-*")]
-    whole = len(tokens.built_tokens(Store(store)))  # opens what is there: all of it or nothing
+    left = [path.name for path in files.glob("*/") if not (path / "tokens.json").exists()]
+    whole = len([tokens.open_tokens(each.folder) for each in tokens.built_tokens(Store(store))])  # all of it or nothing
     fingerprint = rebuilt(folder, store)
     after = sorted(path.suffix for path in files.iterdir())
     outcomes.append({"line": line, "left": len(left), "whole": whole, "fingerprint": fingerprint, "after": after})
@@ -81,7 +81,7 @@ TALKING = (
     + """
 folder, store, waits = sys.argv[1:]
 calls = 0
-def on_progress(stage, done, total):
+def on_progress(stage, size, total):
     global calls
     calls += 1
     if calls == 1 and waits == "waits":
@@ -150,15 +150,15 @@ def test_a_builder_that_waits_takes_over_from_one_that_is_killed(folder, start):
 
 def test_leftovers_of_another_corpus_are_removed_unless_its_builder_lives(folder, start):
     tokens = folder / "store" / "tokens"
-    dead = tokens / "0123456789abcdef.building-1"
+    dead = tokens / "0123456789abcdef"
     dead.mkdir(parents=True)
     (dead / "train.bin").write_bytes(b"half")
     builder = start("waits")
     assert builder.stdout.readline() == "building\n"
     assert not dead.exists()
     [lock] = [file for file in tokens.glob("*.lock") if not file.name.startswith("0123")]
-    alive = tokens / f"{lock.stem}.building-1"
-    alive.mkdir()
+    alive = tokens / lock.stem
+    assert alive.exists()
     (folder / "b").mkdir()
     (folder / "b" / "a.jsonl").write_bytes((folder / "a.jsonl").read_bytes())
     other = [sys.executable, "-c", TALKING, folder / "b", folder / "store", "goes on"]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from dataeff.data.tokens import build_tokens, built_tokens, open_tokens
+from dataeff.data.tokens import build_tokens, built_tokens, find_tokens, open_tokens
 from dataeff.errors import CorpusError
+from dataeff.facts.store import Store
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
-from dataeff.specs.result import Store
 
 
 @pytest.fixture
@@ -37,6 +37,10 @@ def test_the_files_hold_every_document_once_in_order_of_its_hash_after_a_separat
         starts = np.flatnonzero(ids == built.separator)
         decoded += [tokenizer.decode(part[1:].tolist(), skip_special_tokens=False) for part in np.split(ids, starts[1:])]
     assert decoded == sorted(texts, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+
+
+def test_a_built_folder_holds_tokens_tokenizer_and_facts_and_no_text(built):
+    assert {file.name for file in built.folder.iterdir()} == {"train.bin", "validation.bin", "tokenizer.json", "tokens.json"}
 
 
 def test_the_facts_agree_with_the_files(built, texts):
@@ -131,6 +135,11 @@ def test_the_fingerprint_is_that_of_the_content_wherever_and_however_it_lies(tmp
     assert other.folder.name != built.folder.name
 
 
+def test_the_fingerprint_of_the_embedded_corpus_is_what_stored_runs_name(tmp_path):
+    tokens = build_tokens(CorpusSpec(passage_bytes=4096), TokenizerSpec(vocabulary=512), tmp_path, Store(tmp_path))
+    assert tokens.fingerprint == "535798c05030d84c"
+
+
 def test_the_fingerprint_differs_when_text_split_or_tokenizer_differ(tmp_path, texts, write_jsonl, build, built):
     changed = write_jsonl(tmp_path / "b.jsonl", [texts[0] + "!", *texts[1:]])
     file = tmp_path / "a.jsonl"
@@ -176,7 +185,7 @@ def test_progress_tells_stage_bytes_done_and_bytes_in_all(tmp_path, texts, write
     calls = []
     spec = CorpusSpec(name="test", path="a.jsonl")
     tokens = build_tokens(spec, TokenizerSpec(vocabulary=300), tmp_path, Store(tmp_path / "s"), lambda *c: calls.append(c))
-    last = {stage: (done, total) for stage, done, total in calls}
+    last = {stage: (size, total) for stage, size, total in calls}
     total = tokens.train_bytes + tokens.validation_bytes
     assert last == {
         "read": (total, None),
@@ -201,6 +210,23 @@ def test_all_that_is_built_is_listed_by_name(tmp_path, texts, write_jsonl, build
         build_tokens(CorpusSpec(name=name, path=str(file)), TokenizerSpec(vocabulary=300), tmp_path, store) for name in "ba"
     ]
     assert built_tokens(store) == tokens[::-1]
+
+
+def test_tokens_are_found_by_their_fingerprint(tmp_path, texts, write_jsonl, build, built):
+    other = build(write_jsonl(tmp_path / "b.jsonl", texts[1:]))
+    store = Store(tmp_path / "store")
+    assert find_tokens(store, built.fingerprint) == built and find_tokens(store, other.fingerprint) == other
+    os.truncate(other.folder / "train.bin", 10)
+    assert find_tokens(store, built.fingerprint) == built
+    with pytest.raises(CorpusError, match="train.bin is missing or not of its"):
+        find_tokens(store, other.fingerprint)
+
+
+def test_a_fingerprint_that_is_not_there_is_refused_with_those_that_are(tmp_path, built):
+    with pytest.raises(CorpusError, match=rf"fingerprint 0123456789abcdef.*present: {built.fingerprint} \(test\)"):
+        find_tokens(Store(tmp_path / "store"), "0123456789abcdef")
+    with pytest.raises(CorpusError, match=r"fingerprint 0123456789abcdef.*present: none"):
+        find_tokens(Store(tmp_path / "empty"), "0123456789abcdef")
 
 
 def test_tokens_that_are_not_there_are_refused(tmp_path):

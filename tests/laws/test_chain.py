@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dataeff.laws.chain import Budget, chain
+from dataeff.laws.efficiency import tokens_by_law
 from dataeff.laws.fit import fit
 from dataeff.laws.forms import PowerLaw
 
@@ -30,7 +31,7 @@ def study(draw: np.random.Generator | None = None, error: float = 0.0, freedom: 
 
 
 def true_ratio(d: float) -> float:
-    return BASE.inverse(float(BETTER(d / 1e6))) * 1e6 / d
+    return float(tokens_by_law(BASE.a, BASE.alpha, BASE.e, BETTER(d / 1e6))) * 1e6 / d
 
 
 def test_without_noise_every_quantity_of_the_chain_is_that_of_the_known_laws():

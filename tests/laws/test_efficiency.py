@@ -25,6 +25,8 @@ def between(x, ys, *losses: float) -> np.ndarray:
 def test_a_law_is_inverted_and_what_it_never_reaches_takes_infinite_tokens():
     assert by_law(float(LAW(3 * 209.7)), 1.92, 1.5) == pytest.approx([3 * 209.7, np.inf, np.inf])
     assert by_law(3.0, 1.5, a=0.0) == pytest.approx([0, np.inf])
+    assert by_law(np.nan) == [np.inf]
+    assert tokens_by_law(6.0, 0.02, 1.9, np.array([1.9 + 1e-12])) == [np.inf]  # beyond any number
 
 
 def test_interpolation_passes_through_the_points_and_is_a_line_in_log_tokens():
@@ -40,8 +42,8 @@ def test_losses_that_rise_with_tokens_are_pooled_and_the_fewest_tokens_count():
     falls = levels[:, 0] - levels[:, -1] > 0.01
     ys, levels = ys[falls], levels[falls]
     losses = (levels[:, 0] + levels[:, -1]) / 2
-    found = tokens_by_interpolation(x, ys, losses)
-    for at, level, loss in zip(found, levels, losses, strict=True):
+    tokens = tokens_by_interpolation(x, ys, losses)
+    for at, level, loss in zip(tokens, levels, losses, strict=True):
         assert np.interp(np.log(at), np.log(x), level) == pytest.approx(loss)
 
 

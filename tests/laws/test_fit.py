@@ -148,12 +148,6 @@ def test_weights_of_zero_leave_rows_out_and_weights_of_two_count_them_twice():
     assert found.parameters["e"][1] == pytest.approx(almost.parameters["e"][0], rel=1e-6)
 
 
-def test_rows_left_out_are_told_and_not_used():
-    found = fit(PowerLaw, [*N, 3.0], [*(0.05 * N**-1.02 + 3.43), math.nan], leave_out={4: "diverged"})
-    assert (found.points, dict(found.left_out)) == (4, {4: "diverged"})
-    assert found.law.e == pytest.approx(3.43)
-
-
 @pytest.mark.parametrize(
     ("y", "warning"),
     [
@@ -222,7 +216,5 @@ def test_bad_weights_and_unknown_losses_are_refused():
         fit(PowerLaw, [1, 2, 3], [4, 3, 0], loss="huber")
     with pytest.raises(InputError, match="one row for each of n, d in x"):
         fit(Additive, [1, 2, 3], [4, 3, 2])
-    with pytest.raises(InputError, match=r"leave_out names rows \[7\]; there are rows 0 to 2"):
-        fit(PowerLaw, [1, 2, 3], [4, 3, 2], leave_out={7: "diverged"})
     with pytest.raises(InputError, match="refits need finite losses"):
         refit(PowerLaw, [1, 2, 3], [[4, 3, math.nan]])

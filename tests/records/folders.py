@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from dataeff.specs.result import Attempt, Curve, Evaluation, RunFolder, RunResult, Store, write_atomically
-from dataeff.specs.run import ModelSpec, RunSpec
+from dataeff.facts.job import Attempt
+from dataeff.facts.store import JobFolder, Store, write_atomically
+from dataeff.specs.run import ModelSpec
+from dataeff.training.result import Curve, Evaluation, RunResult
+from dataeff.work.train import Train
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MODEL = ModelSpec(vocabulary=64, context_length=8, hidden=8, layers=1, heads=2, kv_heads=2, feed_forward=16)
@@ -18,10 +21,10 @@ RUN = """
         'adamw' AS optimizer, 0 AS dropout, 'same' AS "order", 'float32' AS precision, 0 AS train_seed, 0 AS data_seed,
         1 AS trainer_version, $loss AS val_loss, 1 AS steps, 1 AS tokens_seen, 1 AS training_flops, 1 AS wall_seconds,
         1 AS tokens_per_second, 'd' AS device, 'h' AS host, 't' AS torch_version, now() AS started_at, now() AS ended_at,
-        '{}' AS spec, now() AS recorded_at, 1 AS parameters_active, 1 AS experts, 1 AS loops"""
+        '{}' AS spec, 1 AS parameters_active, 1 AS experts, 1 AS loops"""
 
 
-def run_spec(**changes) -> RunSpec:
+def run_spec(**changes) -> Train:
     given = dict(
         trainer_version=1,
         corpus="c0ffee",
@@ -34,15 +37,15 @@ def run_spec(**changes) -> RunSpec:
         validation_sequences=4,
         precision="float32",
     )
-    return RunSpec(**given | changes)
+    return Train(**given | changes)
 
 
-def write_run(store: Store, spec: RunSpec, val_loss: float | None = 3.5, points: int = 2) -> RunFolder:
+def write_run(store: Store, spec: Train, val_loss: float | None = 3.5, points: int = 2) -> JobFolder:
     """Write the folder of a finished run, or of a diverged one where `val_loss` is None."""
-    folder = store.run(spec.run_id)
+    folder = store.folder(spec)
     steps = list(range(1, points + 1))
     result = RunResult(
-        run_id=spec.run_id,
+        run_id=spec.id,
         status="diverged" if val_loss is None else "finished",
         reason="loss was not finite" if val_loss is None else None,
         val_loss=val_loss,
@@ -77,9 +80,9 @@ def write_run(store: Store, spec: RunSpec, val_loss: float | None = 3.5, points:
     return folder
 
 
-def write_attempt(folder: RunFolder, spec: RunSpec, number: int, outcome: str) -> None:
+def write_attempt(folder: JobFolder, spec: Train, number: int, outcome: str) -> None:
     attempt = Attempt(
-        run_id=spec.run_id,
+        job_id=spec.id,
         number=number,
         started_at=NOW,
         ended_at=None if outcome == "running" else NOW,

@@ -1,4 +1,4 @@
-"""The views `grid_point`, `best_run` and `certificate`, against brute force and the search's own certificate."""
+"""The views `grid_point`, `best_run` and `certificate`: what they make of the certificate that a cell stores."""
 
 from __future__ import annotations
 
@@ -27,25 +27,7 @@ def cases():
         yield grid, results
 
 
-def brute_force(grid, results, best):
-    """State by the definition, given the best point: certified, boundary or open."""
-    loss = results[best]
-    plateau, grew = {best}, True
-    while grew:
-        more = {p for p, v in results.items() if v == loss and any(math.dist(p, q) == 1 for q in plateau)} - plateau
-        plateau |= more
-        grew = bool(more)
-    everywhere = itertools.product(*(range(length) for length in grid.shape))
-    missing = {p for p in everywhere if p not in results and any(math.dist(p, q) == 1 for q in plateau)}
-    natural = {"weight_decay": 0.0, "epochs": 1.0}
-    on_edge = any(
-        len(values) > 1 and (i == len(values) - 1 or (i == 0 and values[0] != natural.get(name)))
-        for (name, values), i in zip(grid.axes.items(), best, strict=True)
-    )
-    return ("open" if missing else "boundary" if on_edge else "certified"), len(missing)
-
-
-def test_the_certificate_is_that_of_brute_force_and_of_the_search(recorded):
+def test_the_views_show_the_stored_certificate_and_count_the_neighbours_in_the_grid(recorded):
     tried = list(cases())
     for i, (grid, results) in enumerate(tried):
         recorded.cell(results, axes={name: list(values) for name, values in grid.axes.items()}, parameters=i + 1)
@@ -56,33 +38,31 @@ def test_the_certificate_is_that_of_brute_force_and_of_the_search(recorded):
     for (grid, results), row in zip(tried, rows, strict=True):
         twin = certificate(results, grid)
         seen.add(row["state"])
-        assert row["state"] == twin.state
+        assert row["state"] == (twin.state if results else "searching")
         assert (row["coordinates"] and tuple(row["coordinates"])) == twin.best
         assert row["val_loss"] == twin.loss
+        assert row["reason"] == (twin.reason if results else "no run of the search has finished")
         if twin.best is None:
-            assert row["neighbours_missing"] is None
-            assert row["reason"] in ("every run of the search diverged", "no run of the search has finished")
+            assert (row["neighbours_in_grid"], row["neighbours_missing"]) == (None, None)
             continue
-        assert brute_force(grid, results, twin.best) == (row["state"], row["neighbours_missing"])
         assert row["neighbours_in_grid"] == len(grid.neighbours(twin.best))
         assert row["neighbours_run"] == sum(p in results for p in grid.neighbours(twin.best))
+        assert row["neighbours_missing"] == len(twin.missing)
         assert row["edges"] == [f"{axis} {side}" for axis, side in twin.edges]
         assert row["ties"] == twin.ties
         assert row["margin"] == (None if twin.margin in (None, math.inf) else twin.margin)
-    assert seen == {"certified", "boundary", "open"}
+    assert seen == {"certified", "boundary", "open", "searching"}
 
 
-def test_the_reason_of_a_boundary_names_the_edge(recorded):
-    recorded.cell({(0,): 3.2, (1,): 3.1, (2,): 3.0}, axes={"lr": [1e-3, 3e-3, 1e-2]})
-    (row,) = recorded.rows("FROM certificate")
-    assert (row["state"], row["edges"]) == ("boundary", ["lr upper"])
-    assert "an edge of the grid (lr upper): the optimum may lie outside" in row["reason"]
-
-
-def test_natural_edges_are_no_boundary(recorded):
+def test_what_is_neither_certified_nor_boundary_counts_as_open(recorded):
     recorded.cell({(0,): 3.0, (1,): 3.1}, axes={"weight_decay": [0.0, 0.1]}, parameters=1)
     recorded.cell({(0,): 3.0, (1,): 3.1}, axes={"weight_decay": [0.1, 0.2]}, parameters=2)
-    assert [row["state"] for row in recorded.rows("FROM certificate ORDER BY parameters_total")] == ["certified", "boundary"]
+    for i, state in enumerate(("waiting", "blocked", "searching", "open"), 3):
+        cell = recorded.cell({}, parameters=i)
+        recorded.connection.execute("UPDATE cell SET state = $1 WHERE cell_id = $2", [state, cell])
+    assert recorded.rows("SELECT cells, certified, boundary, open FROM asymptote") == [
+        {"cells": 6, "certified": 1, "boundary": 1, "open": 4}
+    ]
 
 
 def test_neighbours_within_the_noise_are_counted_once_there_is_a_noise_estimate(recorded):
@@ -104,9 +84,21 @@ def test_the_best_run_is_averaged_with_its_replicates_and_counts_what_diverged(r
     assert (row["val_loss"], row["val_loss_mean"], row["seeds"], row["runs"], row["diverged"]) == (3.0, 3.1, 2, 5, 2)
 
 
-def test_a_trial_whose_run_is_not_recorded_counts_as_not_run(recorded):
+def test_points_of_the_best_loss_say_how_many_neighbours_the_certificate_lacks(recorded):
+    recorded.cell({(0,): 3.0, (1,): 3.0, (2,): 3.1}, axes={"lr": [1, 2, 3, 4]})
+    assert recorded.rows("SELECT coordinates, is_best, edges, missing FROM grid_point ORDER BY coordinates") == [
+        {"coordinates": [0], "is_best": False, "edges": None, "missing": 0},
+        {"coordinates": [1], "is_best": True, "edges": [], "missing": 0},
+        {"coordinates": [2], "is_best": False, "edges": None, "missing": None},
+    ]
+
+
+def test_an_optimum_whose_run_is_not_recorded_has_no_best_run(recorded):
     cell = recorded.cell({(0,): 3.0, (1,): 3.1}, axes={"weight_decay": [0.0, 0.1]})
-    recorded.connection.execute("DELETE FROM run WHERE val_loss = 3.1")
-    assert recorded.rows(f"SELECT state, reason FROM certificate WHERE cell_id = '{cell}'") == [
-        {"state": "open", "reason": "1 of 1 neighbours were not run"}
+    recorded.connection.execute("DELETE FROM run WHERE val_loss = 3.0")
+    assert recorded.rows("SELECT run_id, val_loss, reason IS NULL AS unsaid FROM best_run") == [
+        {"run_id": None, "val_loss": None, "unsaid": False}
+    ]
+    assert recorded.rows(f"SELECT run_id, state FROM certificate WHERE cell_id = '{cell}'") == [
+        {"run_id": None, "state": "certified"}
     ]

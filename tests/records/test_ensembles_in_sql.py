@@ -60,7 +60,7 @@ def test_the_value_of_a_point_is_that_of_laws_fit(recorded):
     cell = recorded.cell({}, axes={"lr": list(range(1, 31))}, objective="K", members=4)
     for i in range(30):
         recorded.ensemble(cell, (i,), noisy(i, spread=0.05 if i % 3 == 0 else 0.004), 3 + i % 3)
-    found = {row["coordinates"][0]: row["val_loss"] for row in recorded.rows("FROM grid_point")}
+    found = {row["coordinates"][0]: row["objective_loss"] for row in recorded.rows("FROM grid_point")}
     views = {row["coordinates"][0]: row["objective_loss"] for row in recorded.rows("FROM ensemble_asymptote")}
     for i in range(30):
         wanted = objective(noisy(i, spread=0.05 if i % 3 == 0 else 0.004), 3 + i % 3)
@@ -120,8 +120,8 @@ def test_the_certificate_of_limits_is_that_of_the_search(recorded):
             axes={name: list(values) for name, values in grid.axes.items()},
             parameters=i + 1,
         )
-        worth = recorded.rows(f"SELECT coordinates, val_loss FROM grid_point WHERE cell_id = '{cell}'")
-        tried[cell] = ({tuple(row["coordinates"]): row["val_loss"] for row in worth}, points.keys(), members)
+        worth = recorded.rows(f"SELECT coordinates, objective_loss FROM grid_point WHERE cell_id = '{cell}'")
+        tried[cell] = ({tuple(row["coordinates"]): row["objective_loss"] for row in worth}, points.keys(), members)
     states = set()
     for row in recorded.rows("SELECT certificate.*, coordinates FROM best_run JOIN certificate USING (cell_id)"):
         results, points, members = tried[row["cell_id"]]
@@ -142,7 +142,7 @@ def test_a_point_whose_member_diverged_is_worse_and_one_not_yet_evaluated_was_no
     assert recorded.rows("SELECT state, neighbours_missing FROM certificate") == [{"state": "open", "neighbours_missing": 2}]
     recorded.trial(cell, "member", (0,), math.inf)
     recorded.trial(cell, "search", (2,), math.inf)
-    assert [row["val_loss"] is None for row in recorded.rows("FROM grid_point ORDER BY coordinates")] == [True, False, True]
+    assert [row["objective_loss"] is None for row in recorded.rows("FROM grid_point ORDER BY coordinates")] == [True, False, True]
     assert recorded.rows("SELECT state, margin FROM certificate") == [{"state": "certified", "margin": None}]
 
 
@@ -187,7 +187,7 @@ def test_the_loss_of_all_members_has_the_error_of_the_jackknife(recorded):
     without = [losses(tuple(everyone - {place})) for place in everyone]
     error = math.sqrt(3 / 4 * sum((loss - sum(without) / 4) ** 2 for loss in without))
     assert (row["limit_loss"], row["standard_error"]) == (losses((0, 1, 2, 3)), pytest.approx(error))
-    assert row["val_loss_error"] == row["standard_error"] and row["interval_reason"] is None
+    assert row["reached_error"] == row["standard_error"] and row["interval_reason"] is None
 
 
 def test_a_limit_over_limits_that_are_missing_says_what_is(recorded):
@@ -211,9 +211,9 @@ def test_the_curve_of_an_optimum_is_that_of_its_subsets(recorded):
     losses = noisy(3)
     tuned(recorded, {(0,): in_k(3.5), (1,): losses}, axes=LR)
     rows = recorded.rows("FROM ensemble_curve ORDER BY members")
-    assert [row["val_loss"] for row in rows] == pytest.approx(curve(losses, range(4))[1])
+    assert [row["mean_loss"] for row in rows] == pytest.approx(curve(losses, range(4))[1])
     assert [row["subsets"] for row in rows] == [4, 6, 4, 1]
-    assert all(row["least"] <= row["val_loss"] + 1e-12 and row["val_loss"] <= row["greatest"] + 1e-12 for row in rows)
+    assert all(row["least"] <= row["mean_loss"] + 1e-12 and row["mean_loss"] <= row["greatest"] + 1e-12 for row in rows)
 
 
 def test_a_summary_counts_what_the_best_loss_took(recorded):

@@ -61,7 +61,7 @@ def test_a_study_that_asks_for_something_else_is_refused_and_nothing_changed(exp
     copy = Database(tmp_path / "copy.duckdb")
     import_study(copy, exported[1])
     with copy.write() as connection:
-        connection.execute("UPDATE study SET asks = 'other'")
+        connection.execute("UPDATE study SET spec = '{}'")
         connection.execute("DELETE FROM cell")
     with pytest.raises(InputError, match="name another database"):
         import_study(copy, exported[1])
@@ -111,3 +111,25 @@ def test_the_results_that_come_along_are_those_of_their_study_and_answer_it(tmp_
     found = dict(rows(copy, "SELECT recipe, best_trained FROM recipe_summary WHERE seed_tokens = 32768"))
     assert found["ensemble"] < found["regularized"] < found["standard"]
     assert found["self_distilled"] < found["synthetic_only"]
+
+
+def test_the_results_that_come_along_answer_as_they_did_when_they_were_trained(tmp_path):
+    from dataeff.share import shared_folder
+
+    copy = Database(tmp_path / "copy.duckdb")
+    import_study(copy, shared_folder("studies") / "laptop")
+    limits = dict(rows(copy, "SELECT recipe, limit_loss FROM asymptote WHERE seed_tokens = 32768 AND limit_loss IS NOT NULL"))
+    assert limits == pytest.approx(
+        {
+            "standard": 3.743,
+            "regularized": 3.469,
+            "ensemble": 3.213,
+            "ensemble_by_rule": 3.189,
+            "self_distilled": 3.469,
+            "synthetic_only": 3.678,
+            "distilled": 3.367,
+        },
+        abs=5e-4,
+    )
+    states = dict(rows(copy, "SELECT state, count(*) FROM certificate GROUP BY ALL"))
+    assert states == {"certified": 81, "boundary": 9, "open": 2}

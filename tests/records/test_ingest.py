@@ -8,12 +8,21 @@ import pytest
 from folders import MODEL, NOW, run_spec, write_attempt, write_run
 
 from dataeff.errors import InputError
-from dataeff.records.ingest import ingest, ingest_ensembles, ingest_samples, record_cells, record_study
-from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec, SampleResult, SampleSpec, SubsetLoss
-from dataeff.specs.result import RunFolder, write_atomically
-from dataeff.specs.run import RunSpec, Synthetic
+from dataeff.facts.store import JobFolder, recorded_attempts, write_atomically
+from dataeff.records.ingest import read_job, record_attempts, record_cells, record_jobs, record_study
+from dataeff.specs.run import Synthetic
+from dataeff.work.ensemble import Ensemble, EnsembleResult, SubsetLoss
+from dataeff.work.sample import Sample, SampleResult
+from dataeff.work.train import Train
 
-TABLES = ("run", "metric", "evaluation", "attempt", "artifact")
+TABLES = ("run", "metric", "evaluation", "attempt")
+
+
+def ingest(connection, folders, names=None, kind="train") -> int:
+    """Record what is in the folders, results and attempts; return how many results are new."""
+    count = record_jobs(connection, [read_job(kind, each) for each in folders if each.result.exists()], names)
+    record_attempts(connection, ((kind, attempt) for each in folders for attempt in recorded_attempts(each)))
+    return count
 
 
 def rows(database, table):
@@ -29,21 +38,20 @@ def test_a_finished_run_becomes_its_rows(database, store):
     with database.read() as connection:
         row = connection.execute(
             """SELECT status, corpus, corpus_name, lr, hidden, "order", val_loss, training_flops, peak_memory_bytes, started_at,
-               parameters_total FROM run WHERE run_id = $1""", [spec.run_id]
+               parameters_total FROM run WHERE run_id = $1""", [spec.id]
         ).fetchone()  # fmt: skip
         (stored,) = connection.execute("SELECT spec FROM run").fetchone()
-    assert RunSpec.model_validate(json.loads(stored)) == spec
+    assert Train.model_validate(json.loads(stored)) == spec
     assert row[:9] == ("finished", "c0ffee", "letters", 0.01, 8, "same", 3.5, 2.0**60 + 1, 5_000_000_000)
     assert row[9] == NOW
     assert row[10] == MODEL.parameters_total
     assert rows(database, "metric") == sorted(
-        (spec.run_id, step, 16 * step, name, value)
+        (spec.id, step, 16 * step, name, value)
         for step in (1, 2, 3)
         for name, value in (("train_loss", 4.0 / step), ("lr", 1e-3), ("gradient_norm", None))
     )
-    assert rows(database, "evaluation") == [(spec.run_id, 2, 32, "validation", 3.5, 0.01)]
-    assert rows(database, "artifact") == [(spec.run_id, "weights", f"runs/{spec.run_id}/weights.safetensors", 1234)]
-    assert rows(database, "attempt") == [(spec.run_id, 1, NOW, NOW, "finished", None, "here", 4242, "cpu")]
+    assert rows(database, "evaluation") == [(spec.id, 2, 32, "validation", 3.5, 0.01)]
+    assert rows(database, "attempt") == [(spec.id, 1, "train", NOW, NOW, "finished", None, "here", 4242, "cpu")]
 
 
 def test_ingesting_twice_changes_nothing(database, store):
@@ -55,7 +63,7 @@ def test_ingesting_twice_changes_nothing(database, store):
         now = {table: rows(database, table) for table in TABLES}
         assert before in (None, now)
         before = now
-    assert [len(before[table]) for table in TABLES] == [3, 18, 3, 3, 3]
+    assert [len(before[table]) for table in TABLES] == [3, 18, 3, 3]
 
 
 def test_a_diverged_run_has_no_loss_and_a_reason(database, store):
@@ -70,7 +78,7 @@ def test_a_diverged_run_has_no_loss_and_a_reason(database, store):
 
 def test_attempts_of_an_unfinished_run_are_recorded_and_follow_what_happens(database, store):
     spec = run_spec()
-    folder = store.run(spec.run_id)
+    folder = store.folder(spec)
     write_attempt(folder, spec, 1, "running")
     outcomes = []
     for outcome in ("running", "killed"):
@@ -95,23 +103,23 @@ def test_the_axes_beyond_the_paper_have_columns(database, store):
         assert found.fetchall() == [(MODEL.parameters_active, 1, 1, None, None), (model.parameters_active, 4, 3, 0.5, "s1")]
 
 
-def write_ensemble(store, members=("a", "b@1")) -> RunFolder:
-    spec = EnsembleSpec(corpus="c0ffee", members=list(members), validation_sequences=4, precision="float32")
-    folder = store.ensemble(spec.ensemble_id)
+def write_ensemble(store, members=("a", "b@1")) -> JobFolder:
+    spec = Ensemble(corpus="c0ffee", members=list(members), validation_sequences=4, precision="float32")
+    folder = store.folder(spec)
     losses = [
         SubsetLoss(averaging="logits", subset=subset, val_loss=loss) for subset, loss in (([0], 3.5), ([1], None), ([0, 1], None))
     ]
-    result = EnsembleResult(ensemble_id=spec.ensemble_id, losses=losses, wall_seconds=1.5, device="cpu (test)")
+    result = EnsembleResult(ensemble_id=spec.id, losses=losses, wall_seconds=1.5, device="cpu (test)")
     write_atomically(folder.spec, spec.model_dump_json())
     write_atomically(folder.result, result.model_dump_json())
     return folder
 
 
-def write_samples(store) -> RunFolder:
-    spec = SampleSpec(members=["a"], sequences=8, separator=0, seed=3, precision="float32", temperature=0.9)
-    folder = store.samples(spec.sample_id)
+def write_samples(store) -> JobFolder:
+    spec = Sample(members=["a"], sequences=8, separator=0, seed=3, precision="float32", temperature=0.9)
+    folder = store.folder(spec)
     result = SampleResult(
-        sample_id=spec.sample_id, fingerprint="f", sequences=8, context_length=16, dtype="uint16", cross_entropy=2.5,
+        sample_id=spec.id, fingerprint="f", sequences=8, context_length=16, dtype="uint16", cross_entropy=2.5,
         entropy=2.25, tokens_per_second=10.0, wall_seconds=12.8, device="cpu (test)",
     )  # fmt: skip
     write_atomically(folder.spec, spec.model_dump_json())
@@ -122,29 +130,29 @@ def write_samples(store) -> RunFolder:
 def test_ensembles_and_samples_become_their_rows_once(database, store):
     ensembles, samples = [write_ensemble(store), write_ensemble(store, ["b@1", "a"])], [write_samples(store)]
     (store.path / "ensembles" / "unfinished").mkdir()
-    unfinished = RunFolder(store.path / "ensembles" / "unfinished")
+    unfinished = JobFolder(store.path / "ensembles" / "unfinished")
     for new in (2, 0):
         with database.write() as connection:
-            assert ingest_ensembles(connection, [*ensembles, ensembles[0], unfinished]) == new
-            assert ingest_samples(connection, samples) == new // 2
+            assert ingest(connection, [*ensembles, ensembles[0], unfinished], kind="ensemble") == new
+            assert ingest(connection, samples, kind="sample") == new // 2
     id_ = ensembles[0].path.name
     with database.read() as connection:
-        found = connection.execute("SELECT * EXCLUDE recorded_at FROM ensemble WHERE ensemble_id = $1", [id_]).fetchall()
+        found = connection.execute("FROM ensemble WHERE ensemble_id = $1", [id_]).fetchall()
         assert found == [(id_, "c0ffee", ["a", "b@1"], 4, "float32", 1.5, "cpu (test)")]
         found = connection.execute("FROM ensemble_loss WHERE ensemble_id = $1 ORDER BY number", [id_]).fetchall()
         assert found == [(id_, 0, "logits", [0], 3.5), (id_, 1, "logits", [1], None), (id_, 2, "logits", [0, 1], None)]
         assert connection.execute("SELECT count(*) FROM ensemble_loss").fetchone() == (6,)
-        found = connection.execute("SELECT * EXCLUDE (sample_id, recorded_at) FROM sample").fetchall()
+        found = connection.execute("SELECT * EXCLUDE sample_id FROM sample").fetchall()
         assert found == [(["a"], "members", 8, 16, 0.9, 1.0, 3, "f", 2.5, 2.25, 10.0, 12.8, "cpu (test)")]
 
 
 def test_an_ensemble_in_the_folder_of_another_is_refused(database, store):
     moved = write_ensemble(store).path.rename(store.path / "ensembles" / "0123456789abcdef")
     with (
-        pytest.raises(InputError, match=r"0123456789abcdef holds ensemble .* move the folder back"),
+        pytest.raises(InputError, match=r"0123456789abcdef holds the result of ensemble .* move the folder back"),
         database.write() as connection,
     ):
-        ingest_ensembles(connection, [RunFolder(moved)])
+        ingest(connection, [JobFolder(moved)], kind="ensemble")
 
 
 def test_a_damaged_folder_is_named_and_nothing_of_the_batch_is_recorded(database, store):
@@ -158,7 +166,10 @@ def test_a_damaged_folder_is_named_and_nothing_of_the_batch_is_recorded(database
 def test_a_folder_that_is_not_of_its_run_is_refused(database, store):
     folder = write_run(store, run_spec())
     moved = folder.path.rename(folder.path.with_name("0123456789abcdef"))
-    with pytest.raises(InputError, match="not of 0123456789abcdef"), database.write() as connection:
+    with (
+        pytest.raises(InputError, match="0123456789abcdef holds the result of train .* move the folder back"),
+        database.write() as connection,
+    ):
         ingest(connection, [store.run(moved.name)])
 
 
@@ -169,14 +180,13 @@ def test_many_runs_with_long_curves_are_ingested_in_one_go(database, store):
         assert connection.execute("SELECT count(*) FROM metric").fetchone() == (40 * 500 * 3,)
 
 
-def test_a_study_asked_again_keeps_its_start(database):
+def test_a_study_recorded_again_becomes_what_is_given(database):
     for text in ("first", "second"):
         with database.write() as connection:
-            record_study(connection, "s", "which?", "standard", text, {"sizes": [1]}, "asks")
+            row = {"name": "s", "text": text, "spec": {"sizes": [1]}, "started_at": NOW, "updated_at": NOW}
+            record_study(connection, row)
     with database.read() as connection:
-        assert connection.execute("SELECT text, started_at < updated_at, spec->'sizes' FROM study").fetchall() == [
-            ("second", True, "[1]")
-        ]
+        assert connection.execute("SELECT text, spec->'sizes' FROM study").fetchall() == [("second", "[1]")]
 
 
 def test_a_cell_recorded_again_becomes_what_is_given(database):
@@ -196,6 +206,9 @@ def test_a_cell_recorded_again_becomes_what_is_given(database):
         "shape": [2, 1],
         "starts": [[0, 0]],
         "search_ended_at": None,
+        "state": "searching",
+        "reason": "no run of the search has finished",
+        "origin": "s/r/1/n",
     }
     with database.write() as connection:
         record_cells(connection, [cell])

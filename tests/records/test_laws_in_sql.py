@@ -143,7 +143,7 @@ def test_a_cell_without_a_finished_run_is_counted_and_not_fitted(recorded):
     (row,) = recorded.rows("FROM asymptote")
     assert (row["cells"], row["points"], row["open"]) == (5, 4, 1)
     assert recorded.rows("SELECT reason FROM best_run WHERE parameters_total = 3e9") == [
-        {"reason": "every run of the search diverged"}
+        {"reason": "no finite loss: all 1 runs of 1 points diverged"}
     ]
 
 

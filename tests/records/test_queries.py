@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from folders import run_spec, write_run
 
 from dataeff.errors import NotFoundError, QueryError
+from dataeff.facts.store import recorded_attempts
 from dataeff.records import queries
-from dataeff.records.ingest import ingest
+from dataeff.records.ingest import read_job, record_attempts, record_jobs
 
 
 @pytest.fixture
 def connection(database, store):
     """Three runs: two finished, one diverged."""
     with database.write() as writing:
-        ingest(writing, [write_run(store, run_spec(lr=lr), loss) for lr, loss in ((1e-3, 3.5), (3e-3, 3.25), (1e-2, None))])
+        folders = [write_run(store, run_spec(lr=lr), loss) for lr, loss in ((1e-3, 3.5), (3e-3, 3.25), (1e-2, None))]
+        record_jobs(writing, [read_job("train", folder) for folder in folders])
+        record_attempts(writing, [("train", attempt) for folder in folders for attempt in recorded_attempts(folder)])
     with database.read() as reading:
         yield reading
 
@@ -42,22 +43,14 @@ def test_a_misspelt_column_gets_the_nearest_name(connection):
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id(connection):
-    run_id = run_spec(lr=3e-3).run_id
-    found = queries.run_details(connection, run_id[:10])
-    assert (found["run"]["run_id"], found["run"]["val_loss"]) == (run_id, 3.25)
+    run_id = run_spec(lr=3e-3).id
+    found = queries.job_details(connection, run_id[:10])
+    assert (found["row"]["run_id"], found["row"]["val_loss"]) == (run_id, 3.25)
     assert [len(found[part]) for part in ("evaluations", "attempts", "cells")] == [1, 1, 0]
-    with pytest.raises(NotFoundError, match="3 run ids begin with ''"):
-        queries.run_details(connection, "")
+    with pytest.raises(NotFoundError, match="3 ids begin with ''"):
+        queries.job_details(connection, "")
     with pytest.raises(NotFoundError, match="no run id begins with 'xyz'"):
-        queries.run_details(connection, "xyz")
-
-
-def test_recorded_losses_are_those_of_one_corpus_and_infinite_where_a_run_diverged(connection):
-    ids = [run_spec(lr=lr).run_id for lr in (5e-3, 1e-2, 1e-3)]
-    losses = queries.recorded_losses(connection, "c0ffee")
-    assert [losses.get(run_id) for run_id in ids] == [None, math.inf, 3.5]
-    assert len(queries.recorded_losses(connection, "c0ffee")) == 3
-    assert queries.recorded_losses(connection, "other") == {}
+        queries.job_details(connection, "xyz")
 
 
 def test_columns_of_one_name_are_told_apart(connection):
@@ -90,4 +83,4 @@ def test_studies_and_cells_carry_their_certificates(recorded):
 
 def test_names_and_health_say_what_is_there(connection):
     assert {"run", "certificate", "val_loss", "power_law"} <= set(queries.names(connection))
-    assert queries.health(connection).startswith("schema version 3, 3 run(s), 0 study(s)")
+    assert queries.health(connection).startswith("3 run(s), 0 study(s)")

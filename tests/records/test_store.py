@@ -10,19 +10,15 @@ import threading
 
 import duckdb
 import pytest
-from folders import RUN
-from sqlalchemy import create_engine
-from sqlalchemy.dialects import registry
-from sqlmodel import SQLModel, select
+from sqlmodel import select
 
-from dataeff.errors import DatabaseBusyError, DatabaseError, NotFoundError
+from dataeff.errors import DatabaseBusyError, DatabaseError, NotFoundError, SchemaError
 from dataeff.records import tables
-from dataeff.records.store import Database, database_folder, migrations, views
+from dataeff.records.store import Database
+from dataeff.share import shared_folder
 
-SHAPE = """SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() JOIN duckdb_tables() USING (table_name)
-    ORDER BY table_name, column_index"""
-COUNT = "SELECT count(*) FROM artifact"
-INSERT = "INSERT INTO artifact VALUES ($1, $2, 'path', 1)"
+COUNT = "SELECT count(*) FROM trial"
+INSERT = "INSERT INTO trial VALUES ($1, $2, 'search', 1, [0])"
 
 WRITER = f"""
 import sys
@@ -71,60 +67,39 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_migrations_make_exactly_the_declared_tables(database, tmp_path):
-    touch(database)
-    registry.register("duckdb", "duckdb_sqlalchemy", "Dialect")
-    engine = create_engine(f"duckdb:///{tmp_path / 'declared.duckdb'}")
-    SQLModel.metadata.create_all(engine)
-    engine.dispose()
+def declared_types(database):
     with database.read() as connection:
-        migrated = connection.execute(SHAPE).fetchall()
-    with duckdb.connect(tmp_path / "declared.duckdb") as connection:
-        assert connection.execute(SHAPE).fetchall() == migrated
-    assert len(migrated) > 90
+        return {name: kind for name, kind, *_ in connection.execute("DESCRIBE cell").fetchall()}
 
 
-def test_a_database_of_the_first_schema_keeps_its_rows(database):
-    """Made by the first migration alone, with rows of every table that the later ones change."""
-    _, name, schema = migrations()[0]
-    with duckdb.connect(database.path) as connection:
-        connection.execute(schema)
-        connection.execute("INSERT INTO schema_migration VALUES (1, $1, now())", [name])
-        old = RUN.replace(", 1 AS parameters_active, 1 AS experts, 1 AS loops", "")
-        for id_, loss in (("a", 3.0), ("b", 3.1)):
-            connection.execute(old, {"id": id_, "status": "finished", "loss": loss})
-        connection.execute("UPDATE run SET parameters_total = 7 WHERE run_id = 'b'")
-        connection.execute("INSERT INTO trial VALUES ('s/r/1/n', 'a', 'search', 0, [0]), ('s/r/1/n', 'b', 'replicate', 1, [0])")
-        connection.execute("""INSERT INTO cell VALUES ('s/r/1/n', 's', 'r', 'best', 1, 'n', 7, 7, '{"lr": [1]}', [1], '[[0]]',
-            '2026-01-02', 'stopped')""")
+def test_the_classes_make_the_tables_their_keys_and_checks(database):
     touch(database)
+    types = declared_types(database)
+    assert (types["members"], types["margin"], types["axes"], types["best"]) == ("BIGINT", "DOUBLE", "JSON", "INTEGER[]")
+    assert (types["search_ended_at"], types["neighbours_missing"]) == ("TIMESTAMP WITH TIME ZONE", "INTEGER[][]")
     with database.read() as connection:
-        versions = connection.execute("SELECT version FROM schema_migration ORDER BY 1").fetchall()
-        assert versions == [(n,) for n, *_ in migrations()]
-        assert connection.execute("SELECT run_id, val_loss, parameters_active, experts, loops, samples FROM run").fetchall() == [
-            ("a", 3.0, 1, 1, 1, None), ("b", 3.1, 7, 1, 1, None)
-        ]  # fmt: skip
-        cell = connection.execute("SELECT objective, averaging, members, teacher, starts, search_stopped FROM cell").fetchall()
-        assert cell == [("single", "logits", 1, None, "[[0]]", "stopped")]
-        assert connection.execute("SELECT val_loss_mean, seeds FROM best_run").fetchall() == [(3.05, 2)]
+        keys = "SELECT table_name, constraint_column_names FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
+        keys = dict(connection.execute(keys).fetchall())
+        nullable = connection.execute("SELECT column_name, is_nullable FROM duckdb_columns() WHERE table_name = 'metric'")
+        assert dict(nullable.fetchall()) == {"run_id": False, "step": False, "tokens": False, "name": False, "value": True}
+    assert keys.keys() & {"metric", "evaluation", "ensemble_loss"} == set()
+    assert (keys["attempt"], keys["trial"]) == (["job_id", "number"], ["cell_id", "run_id"])
+    with pytest.raises(duckdb.ConstraintException, match="CHECK"), database.write() as connection:
+        connection.execute("INSERT INTO trial VALUES ('c', 'r', 'guess', 0, [0])")
 
 
-def test_every_table_view_column_and_macro_is_described_in_the_readme(database):
+def test_every_column_of_a_table_has_a_comment_in_the_database(database):
     touch(database)
-    sections = {}
-    for line in (database_folder() / "README.md").read_text().splitlines():
-        if line.startswith("### "):
-            body = sections[line.strip("# `")] = []
-        elif sections:
-            body.append(line)
-    with database.read() as connection:
-        for name in [row[0] for row in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()]:
-            described = "\n".join(sections[name])
-            missing = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall() if f"`{row[0]}`" not in described]
-            assert not missing, f"{name}: {missing}"
-        text = (database_folder() / "README.md").read_text()
-        for (name,) in connection.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal").fetchall():
-            assert f"`{name}" in text
+    with duckdb.connect(database.path, read_only=True) as shell:
+        comments = shell.execute("SELECT comment FROM duckdb_tables() UNION ALL SELECT comment FROM duckdb_columns() "
+                                 "WHERE table_name IN (SELECT table_name FROM duckdb_tables())").fetchall()  # fmt: skip
+    assert len(comments) > 150 and all(comment for (comment,) in comments)
+
+
+def test_the_readme_is_what_the_classes_say():
+    text = (shared_folder("db") / "README.md").read_text(encoding="utf-8")
+    assert tables.with_tables(text) == text, "make it anew: python -m dataeff.records.tables"
+    assert tables.with_tables(text.replace("D: distinct training tokens", "other")) == text
 
 
 def test_the_views_work_in_any_shell_that_opens_or_attaches_the_file(database):
@@ -141,39 +116,95 @@ def test_the_views_work_in_any_shell_that_opens_or_attaches_the_file(database):
             shell.execute(f"FROM results.{name}").fetchall()
 
 
-def test_views_are_made_anew_only_when_their_text_changed(database):
-    touch(database)
-    stamp = "SELECT hash, applied_at FROM schema_views"
-    with database.write() as connection:
-        first = connection.execute(stamp).fetchall()
-    with database.write() as connection:
-        assert connection.execute(stamp).fetchall() == first
-        connection.execute("UPDATE schema_views SET hash = 'of an earlier version'")
-        connection.execute("CREATE OR REPLACE VIEW noise AS SELECT 1 AS stale")
-    with database.write() as connection:
-        assert connection.execute(stamp).fetchall()[0][0] == first[0][0]
-        assert connection.execute("DESCRIBE noise").fetchone()[0] == "study"
-    assert "CREATE OR REPLACE VIEW noise" in views()
+def other_version(path):
+    """Make a file as another version of dataeff would have."""
+    Database(path).path.parent.mkdir(exist_ok=True)
+    with Database(path).write() as connection:
+        connection.execute("UPDATE schema SET version = 'another'")
+        connection.execute("CREATE OR REPLACE VIEW noise AS SELECT 1 AS other")
 
 
-def test_a_reader_brings_an_older_file_up_to_date(database):
-    version, name, statements = migrations()[0]
-    with duckdb.connect(database.path) as old:
-        old.execute(statements)
-        old.execute("INSERT INTO schema_migration VALUES ($1, $2, now())", [version, name])
-    with database.read() as connection:
-        assert connection.execute("SELECT max(version) FROM schema_migration").fetchone() == (migrations()[-1][0],)
-        assert connection.execute("FROM recipe_summary").fetchall() == []
-
-
-def test_a_file_that_no_migration_fits_is_left_as_it_is_and_said_so(database):
-    with duckdb.connect(database.path) as old:
+def before_versions(path):
+    """Make a file as dataeff did when it migrated its databases."""
+    with duckdb.connect(path) as old:
         old.execute("CREATE TABLE schema_migration (version INTEGER, name VARCHAR, applied_at TIMESTAMPTZ)")
-        old.execute("INSERT INTO schema_migration VALUES (1, 'of another making', now())")
-    with pytest.raises(DatabaseError, match="stays as it is"), database.read():
+        old.execute("CREATE TABLE run (run_id VARCHAR)")
+
+
+@pytest.mark.parametrize("make", [other_version, before_versions])
+def test_a_file_of_another_version_is_refused_in_one_line_and_left_alone(database, make):
+    make(database.path)
+    before = database.path.read_bytes()
+    for use in (database.write, database.read, database.session):
+        with pytest.raises(SchemaError, match=r"results.duckdb was written by another .*`dataeff rebuild`") as error, use():
+            pass
+        assert "\n" not in str(error.value)
+    with pytest.raises(SchemaError):
+        database.require_usable()
+    assert database.path.read_bytes() == before
+
+
+def test_reading_a_file_of_this_version_changes_nothing_in_it(database):
+    touch(database)
+    before = database.path.read_bytes()
+    assert count(database) == 1
+    assert database.path.read_bytes() == before
+
+
+def test_an_empty_duckdb_file_holds_no_runs_and_can_be_written(database):
+    duckdb.connect(database.path).close()
+    database.require_usable()
+    with pytest.raises(NotFoundError, match="holds no runs yet"), database.read():
         pass
-    with duckdb.connect(database.path) as old:
-        assert old.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("schema_migration",)]
+    touch(database)
+    assert count(database) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_file_is_replaced_at_once_and_kept_under_another_name_if_asked(database, tmp_path, keep):
+    other_version(database.path)
+    before = database.path.read_bytes()
+    new, old = tmp_path / "results.new.duckdb", tmp_path / "results.old.duckdb"
+    old.write_text("an older one")
+    touch(Database(new))
+    database.replace_with(new, old if keep else None)
+    assert count(database) == 1
+    assert old.read_bytes() == (before if keep else b"an older one")
+    assert contents(tmp_path).keys() == {"results.duckdb", "results.duckdb.lock", "results.old.duckdb"}
+
+
+def test_a_damaged_file_is_replaced_and_its_log_does_not_reach_the_next(database, tmp_path):
+    database.path.write_bytes(b"not a database\n" * 500)
+    (tmp_path / "results.duckdb.wal").write_bytes(b"neither a log")
+    touch(Database(tmp_path / "new.duckdb"))
+    database.replace_with(tmp_path / "new.duckdb", tmp_path / "old.duckdb")
+    assert count(database) == 1
+    assert (tmp_path / "old.duckdb.wal").read_bytes() == b"neither a log"
+
+
+def test_a_file_that_does_not_exist_can_be_replaced(database, tmp_path):
+    touch(Database(tmp_path / "new.duckdb"))
+    database.replace_with(tmp_path / "new.duckdb", tmp_path / "old.duckdb")
+    assert count(database) == 1
+
+
+def test_a_file_that_is_being_read_is_not_replaced(database, tmp_path):
+    touch(database)
+    touch(Database(tmp_path / "new.duckdb"))
+    with database.read(), pytest.raises(DatabaseBusyError, match="was held by"):
+        database.replace_with(tmp_path / "new.duckdb", timeout=0.05)
+    assert count(database) == count(Database(tmp_path / "new.duckdb")) == 1
+
+
+def test_readers_beside_a_file_that_is_replaced_again_and_again_see_no_errors(database, tmp_path):
+    touch(database)
+    readers = [start(READER, database.path, 4) for _ in range(2)]
+    for rows in range(2, 5):
+        new = Database(tmp_path / "new.duckdb")
+        with new.write() as connection:
+            connection.executemany(INSERT, [["new", str(i)] for i in range(rows)])
+        database.replace_with(new.path, tmp_path / "old.duckdb")
+    finish(*readers)
 
 
 def test_a_write_that_raises_leaves_nothing(database):
@@ -190,7 +221,7 @@ def test_four_writers_with_readers_beside_them_lose_nothing_and_see_no_errors(da
     finish(*(start(WRITER, database.path, name, 15) for name in "wxyz"))
     finish(*readers)
     with database.read() as connection:
-        assert connection.execute("SELECT run_id, count(*) FROM artifact GROUP BY 1 ORDER BY 1").fetchall() == [
+        assert connection.execute("SELECT cell_id, count(*) FROM trial GROUP BY 1 ORDER BY 1").fetchall() == [
             ("a", 1), *((name, 15) for name in "wxyz")
         ]  # fmt: skip
 
@@ -208,7 +239,7 @@ def test_threads_of_one_process_read_and_write_side_by_side(database):
 
     def write():
         with database.write() as connection:
-            connection.execute("UPDATE artifact SET bytes = bytes + 1")
+            connection.execute("UPDATE trial SET number = number + 1")
 
     threads = [
         threading.Thread(target=work, args=[action])
@@ -220,7 +251,7 @@ def test_threads_of_one_process_read_and_write_side_by_side(database):
         thread.join()
     assert failures == []
     with database.read() as connection:
-        assert connection.execute("SELECT bytes FROM artifact").fetchone() == (17,)
+        assert connection.execute("SELECT number FROM trial").fetchone() == (17,)
 
 
 @pytest.mark.parametrize("commits", [1, 5])
@@ -233,7 +264,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_it_committed(database, comm
     said = writer.communicate()[0].split()
     last = int(said[-1]) if said else last
     with database.read() as connection:  # before any writer has tidied up
-        rows = connection.execute("SELECT name::INTEGER FROM artifact WHERE run_id = 'killed' ORDER BY 1").fetchall()
+        rows = connection.execute("SELECT run_id::INTEGER FROM trial WHERE cell_id = 'killed' ORDER BY 1").fetchall()
     assert rows in ([(i,) for i in range(last + 1)], [(i,) for i in range(last + 2)])
     with database.write(timeout=5) as connection:
         assert connection.execute(COUNT).fetchone()[0] == len(rows) + 1
@@ -289,20 +320,6 @@ def test_reading_a_missing_database_names_it_and_creates_nothing(tmp_path):
     with pytest.raises(NotFoundError, match=r"none.duckdb.*dataeff run quickstart.*--database"), database.read():
         pass
     assert contents(tmp_path) == {}
-
-
-def test_a_newer_schema_is_refused_and_left_alone(database, tmp_path):
-    touch(database)
-    with database.write() as connection:
-        connection.execute("INSERT INTO schema_migration VALUES (99, '0099_future', now())")
-    before = contents(tmp_path)
-    for use in (database.write, database.read):
-        with (
-            pytest.raises(DatabaseError, match=rf"version 99, this dataeff knows up to {migrations()[-1][0]}; install the newer"),
-            use(),
-        ):
-            pass
-    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a database\n" * 500])
@@ -386,7 +403,7 @@ except DatabaseError as error:
     said, errors = full.communicate(timeout=60)
     assert "could not be written" in said and "disk has space" in said, errors
     with database.write() as connection:
-        assert connection.execute("SELECT (SELECT count(*) FROM metric), (SELECT count(*) FROM artifact)").fetchone() == (0, 1)
+        assert connection.execute("SELECT (SELECT count(*) FROM metric), (SELECT count(*) FROM trial)").fetchone() == (0, 1)
 
 
 def test_times_are_utc_whatever_the_machine_says(database, monkeypatch):
@@ -399,4 +416,4 @@ def test_times_are_utc_whatever_the_machine_says(database, monkeypatch):
 def test_a_session_reads_rows_as_models(database):
     touch(database)
     with database.session() as session:
-        assert [(row.run_id, row.bytes) for row in session.exec(select(tables.Artifact))] == [("a", 1)]
+        assert [(row.run_id, row.number, row.coordinates) for row in session.exec(select(tables.Trial))] == [("b", 1, [0])]

@@ -302,7 +302,7 @@ def test_a_fixed_axis_is_no_edge_and_a_grid_of_one_point_certifies_alone():
 def test_the_certificate_names_the_neighbours_that_were_not_run():
     found = certificate({(3, 4, 3): 3.0, (2, 4, 3): 3.1}, PAPER)
     assert (found.state, len(found.missing), found.margin) == ("open", 5, pytest.approx(0.1))
-    assert found.reason == "5 neighbours of 6 were not run"
+    assert found.reason == "5 of 6 neighbours were not run"
     assert certificate({}, PAPER).reason == "no finite loss: nothing was run"
 
 

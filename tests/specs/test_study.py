@@ -6,9 +6,9 @@ import pytest
 
 from dataeff.errors import OffGridError, StudyError
 from dataeff.share import shared_folder
-from dataeff.specs.demand import Demand
 from dataeff.specs.grid import Grid
 from dataeff.specs.study import Study, StudySpec, carried_studies
+from dataeff.study.demand import Demand
 
 TEXT = (shared_folder("studies") / "quickstart.toml").read_text()
 
@@ -68,7 +68,7 @@ MISTAKES = {
     "a change below nothing": ('base = "standard"', 'base = "standard"\nchange = { lr = "x -2" }', 'such as "x 2"'),
     "a change beyond what an axis may be": (
         "epochs = [2, 4, 8, 16, 32, 64]",
-        'epochs = [2, 4, 8, 16, 32, 64]\ndropout = [0.0, 0.4]\n[recipes.wet]\nbase = "standard"\nchange = { dropout = "x 3" }',
+        'epochs = [2, 4, 8, 16, 32, 64]\ndropout = [0.0, 0.4]\n[recipes.wet]\nchange = { dropout = "x 3" }\nbase = "standard"',
         "less than 1",
     ),
     "two averages of the weights": ('base = "standard"', 'fixed = { ema = 0.9 }\ntraining = { swa_fraction = 0.2 }', "one way"),

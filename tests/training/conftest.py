@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataeff.specs.result import RunFolder
+from dataeff.facts.store import JobFolder
 from dataeff.specs.run import ModelSpec, RunSpec
 
 VOCABULARY, CONTEXT = 64, 16
@@ -51,5 +51,5 @@ def validation(spec: RunSpec) -> np.ndarray:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "run")
+def folder(tmp_path: Path) -> JobFolder:
+    return JobFolder(tmp_path / "run")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from dataeff.errors import CorpusError, InputError
-from dataeff.specs.result import RunFolder, RunResult
+from dataeff.errors import CorpusError, InputError, Preempted
+from dataeff.facts.job import Context
+from dataeff.facts.store import JobFolder
 from dataeff.specs.run import ModelSpec, RunSpec, Synthetic, TeacherLogits
 from dataeff.training.evaluate import autocast
 from dataeff.training.model import Decoder
+from dataeff.training.result import RunResult
 from dataeff.training.step import sequence_order, training_loss, uniform_loss_bound
-from dataeff.training.trainer import Preempted, train
+from dataeff.training.trainer import train
 
 
 def mixed(spec: RunSpec, share: float, **change: object) -> RunSpec:
@@ -33,7 +37,7 @@ def teacher_of(model_spec: ModelSpec, seed: int, scale: float = 20.0) -> Decoder
     return model
 
 
-def outcome(result: RunResult, folder: RunFolder) -> tuple[object, ...]:
+def outcome(result: RunResult, folder: JobFolder) -> tuple[object, ...]:
     return result.val_loss, result.curve, [weight.tolist() for weight in load_file(folder.weights).values()]
 
 
@@ -63,7 +67,7 @@ def test_an_epoch_holds_every_real_sequence_once_and_the_next_of_the_pool(share,
 
 
 def test_a_run_on_a_pool_of_the_real_text_alone_is_the_run_on_the_real_text(spec, tmp_path, train_tokens, validation) -> None:
-    folders = RunFolder(tmp_path / "real"), RunFolder(tmp_path / "pool")
+    folders = JobFolder(tmp_path / "real"), JobFolder(tmp_path / "pool")
     real = train(spec, folders[0], train_tokens, validation)
     same = train(mixed(spec, 1.0), folders[1], train_tokens[::-1].copy(), validation, synthetic=train_tokens.reshape(-1, 16))
     assert outcome(real, folders[0]) == outcome(same, folders[1])  # and the real tokens it was given were never seen
@@ -72,7 +76,7 @@ def test_a_run_on_a_pool_of_the_real_text_alone_is_the_run_on_the_real_text(spec
 def test_a_mixed_run_depends_on_both_texts(spec, tmp_path, train_tokens, validation, pool) -> None:
     found = set()
     for i, (real, sampled) in enumerate([(train_tokens, pool), (train_tokens[::-1].copy(), pool), (train_tokens, pool[::-1])]):
-        result = train(mixed(spec, 0.5, epochs=1), RunFolder(tmp_path / str(i)), real, validation, synthetic=sampled)
+        result = train(mixed(spec, 0.5, epochs=1), JobFolder(tmp_path / str(i)), real, validation, synthetic=sampled)
         found.add(result.val_loss)
         assert result.tokens_seen == 2 * spec.seed_tokens
     assert len(found) == 3
@@ -80,13 +84,13 @@ def test_a_mixed_run_depends_on_both_texts(spec, tmp_path, train_tokens, validat
 
 def test_a_resumed_student_ends_in_the_same_bits(spec, tmp_path, train_tokens, validation, pool) -> None:
     spec = mixed(taught(spec, 2, 0.5, 2.0, ema=0.9), 0.5, order="reshuffled", epochs=2)
-    given = {"synthetic": pool, "teachers": [teacher_of(spec.model, seed) for seed in (3, 4)], "device": "cpu"}
-    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    given = {"synthetic": pool, "teachers": [teacher_of(spec.model, seed) for seed in (3, 4)]}
+    whole, parts = JobFolder(tmp_path / "whole"), JobFolder(tmp_path / "parts")
     expected = train(spec, whole, train_tokens, validation, **given)
     for _ in range(3):
         with pytest.raises(Preempted):
             asked = iter([False] * 4)
-            train(spec, parts, train_tokens, validation, **given, should_stop=lambda asked=asked: next(asked, True))
+            train(spec, parts, train_tokens, validation, **given, context=Context(should_stop=partial(next, asked, True)))
     assert outcome(expected, whole) == outcome(train(spec, parts, train_tokens, validation, **given), parts)
 
 
@@ -155,12 +159,12 @@ def test_a_student_of_logits_alone_comes_near_its_teacher(spec, tmp_path, valida
     spec = spec.model_copy(update={"seed_tokens": 100 * 8 * 16, "train_seed": 1})  # 400 steps
     draw = np.random.default_rng(0).integers
     walk, noise = draw(1, 5, spec.seed_tokens).cumsum() % 64, draw(0, 64, spec.seed_tokens)
-    folder = RunFolder(tmp_path / "teacher")
+    folder = JobFolder(tmp_path / "teacher")
     expected = train(spec, folder, walk, validation)
     teacher = Decoder(spec.model, seed=0).eval().requires_grad_(False)
     teacher.load_state_dict(load_file(folder.weights))
     before = [weight.clone() for weight in teacher.parameters()]
     # The next tokens of noise teach nothing about the walk; what the teacher expects after each of its tokens does.
-    student = train(taught(spec, train_seed=2), RunFolder(tmp_path / "student"), noise, validation, teachers=[teacher])
+    student = train(taught(spec, train_seed=2), JobFolder(tmp_path / "student"), noise, validation, teachers=[teacher])
     assert expected.val_loss < 2 and student.val_loss == pytest.approx(expected.val_loss, abs=0.03)
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))

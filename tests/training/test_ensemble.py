@@ -9,14 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataeff.errors import InputError, TrainingError
-from dataeff.specs.ensemble import EnsembleResult, EnsembleSpec
-from dataeff.specs.result import RunFolder, Store, write_atomically
+from dataeff.errors import InputError, Preempted, TrainingError
+from dataeff.facts.store import Store, write_atomically
+from dataeff.specs.spec import Input
 from dataeff.training.checkpoint import load_member, save_weights
-from dataeff.training.ensemble import evaluate_ensemble, subset_orders
-from dataeff.training.evaluate import validation_loss
+from dataeff.training.evaluate import ensemble_losses, subset_orders, validation_loss
 from dataeff.training.model import Decoder
-from dataeff.training.trainer import Preempted
 
 
 @pytest.fixture
@@ -41,23 +39,26 @@ def member(store, spec):
     return write
 
 
+def load(store: Store, member: str) -> Decoder:
+    return load_member(store, Input(member), torch.device("cpu"))
+
+
 @pytest.fixture
 def evaluate(store, validation):
-    def evaluate(members: list[str], precision="float32", **keywords) -> EnsembleResult:
-        ensemble = EnsembleSpec(corpus="tiny", members=members, validation_sequences=len(validation), precision=precision)
-        return evaluate_ensemble(ensemble, store.ensemble(ensemble.ensemble_id), store, validation, device="cpu", **keywords)
+    def evaluate(members: list[str], precision="float32", **keywords) -> list[tuple]:
+        return ensemble_losses([load(store, member) for member in members], validation, precision, **keywords)
 
     return evaluate
 
 
-def by_subset(result: EnsembleResult, averaging: str) -> dict[tuple[int, ...], float | None]:
-    return {tuple(loss.subset): loss.val_loss for loss in result.losses if loss.averaging == averaging}
+def by_subset(losses: list[tuple], averaging: str) -> dict[tuple[int, ...], float | None]:
+    return {subset: loss for kind, subset, loss in losses if kind == averaging}
 
 
 def naive(store, members, validation, averaging: str) -> float:
     """The loss of members judged together, from all of their logits at once, in float64."""
     tokens = torch.from_numpy(validation.astype(np.int64))
-    models = [load_member(store, member, torch.device("cpu")) for member in members]
+    models = [load(store, member) for member in members]
     if averaging == "weights":
         states = [model.state_dict() for model in models]
         models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
@@ -83,15 +84,15 @@ def test_an_ensemble_of_one_has_the_validation_loss_of_its_member(member, evalua
     result = evaluate(members, precision)
     tokens = torch.from_numpy(validation.astype(np.int64))
     for i, run_id in enumerate(members):
-        alone = validation_loss(load_member(store, run_id, torch.device("cpu")), tokens, precision)[0]
+        alone = validation_loss(load(store, run_id), tokens, precision)[0]
         for averaging in ("logits", "probabilities", "weights")[: 3 - i]:
             assert by_subset(result, averaging)[i,] == pytest.approx(alone, abs=1e-5)
 
 
 def test_identical_members_change_nothing(member, evaluate) -> None:
     result = evaluate([member(0)] * 3)
-    assert len(result.losses) == 7 + 7 + 3
-    assert [loss.val_loss for loss in result.losses] == pytest.approx([result.losses[0].val_loss] * 17, abs=1e-6)
+    assert len(result) == 7 + 7 + 3
+    assert [loss for _, _, loss in result] == pytest.approx([result[0][2]] * 17, abs=1e-6)
 
 
 def test_the_order_of_the_members_does_not_change_the_loss_of_all(member, evaluate) -> None:
@@ -120,7 +121,7 @@ def test_every_path_extends_the_one_that_its_parent_left_behind() -> None:
 def test_members_of_several_architectures_have_no_averaged_weights(member, evaluate, store, validation) -> None:
     members = [member(0), member(1, hidden=32), member(2, layers=1)]
     result = evaluate(members)
-    assert {loss.averaging for loss in result.losses} == {"logits", "probabilities"}
+    assert {averaging for averaging, _, _ in result} == {"logits", "probabilities"}
     assert by_subset(result, "logits")[0, 1, 2] == pytest.approx(naive(store, members, validation, "logits"), abs=2e-6)
 
 
@@ -131,28 +132,45 @@ def test_mixtures_of_experts_and_looped_layers_are_members_like_any_other(member
 
 def test_a_member_that_is_not_finite_takes_the_losses_it_is_part_of(member, evaluate, store) -> None:
     members = [member(0), member(1)]
-    decoder = load_member(store, members[1], torch.device("cpu"))
+    decoder = load(store, members[1])
     decoder.lm_head.weight.fill_(float("nan"))
     save_weights(decoder, store.run(members[1]).weights)
     losses = by_subset(evaluate(members), "logits")
     assert [losses[s] is None for s in ((0,), (1,), (0, 1))] == [False, True, True]
 
 
-def test_an_ensemble_evaluated_again_is_read_from_its_folder(member, evaluate, store) -> None:
-    members = [member(0), member(1)]
-    first = evaluate(members)
-    store.run(members[0]).weights.unlink()
-    assert evaluate(members) == first
-    with pytest.raises(TrainingError, match=r"member .* cannot be loaded from .*weights.safetensors"):
-        evaluate(members[::-1])
+def test_an_ensemble_asked_to_stop_says_so(member, evaluate) -> None:
+    with pytest.raises(Preempted, match="evaluate them again"):
+        evaluate([member(0)], should_stop=lambda: True)
 
 
-def test_an_ensemble_asked_to_stop_leaves_no_result(member, evaluate, store) -> None:
-    members = [member(0)]
-    with pytest.raises(Preempted, match="evaluate it again"):
-        evaluate(members, should_stop=lambda: True)
-    assert [RunFolder(path).result.exists() for path in (store.path / "ensembles").iterdir()] == [False]
-    assert evaluate(members).losses
+def test_a_member_is_loaded_as_it_was_saved_without_drawing_weights(member, store, spec) -> None:
+    before = torch.get_rng_state()
+    for changes in ({}, {"experts": 4, "experts_per_token": 2}, {"loops": 2}):
+        run_id = member(3, **changes)
+        expected = Decoder(load(store, run_id).spec, seed=3)
+        with torch.no_grad():
+            for weight in expected.parameters():
+                weight.mul_(10)
+        loaded = load(store, run_id)
+        assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), expected.state_dict().values(), strict=True))
+        tokens = torch.arange(16)[None]
+        assert torch.equal(loaded(tokens), expected(tokens)) and not any(weight.requires_grad for weight in loaded.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_decoder_without_a_seed_holds_no_weights(spec) -> None:
+    with torch.device("meta"):
+        model = Decoder(spec.model, seed=None)
+    assert all(weight.is_meta for weight in model.parameters()) and not any(table.is_meta for table in model.buffers())
+
+
+def test_a_member_that_is_not_there_is_named_with_a_remedy(member, store) -> None:
+    run_id = member(0)
+    store.run(run_id).weights.unlink()
+    for name in (run_id, f"{run_id}@2", "0000"):
+        with pytest.raises(TrainingError, match=rf"member {name} cannot be loaded from .*safetensors.*train it again"):
+            load(store, name)
 
 
 def test_members_that_do_not_fit_together_are_refused(member, evaluate, store, validation) -> None:

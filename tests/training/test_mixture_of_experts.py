@@ -86,7 +86,7 @@ def test_balance_is_one_when_routing_is_even_and_the_number_of_experts_when_one_
 def test_the_balance_is_averaged_over_layers_and_loops_and_left_out_of_validation(spec: ModelSpec) -> None:
     model, tokens = decoder(spec.model_copy(update={"loops": 2})), tokens_of(spec)
     balances: list[torch.Tensor] = []
-    model.model(tokens, None, balances)
+    model.model(tokens, balances)
     assert len(balances) == 4 and len({balance.item() for balance in balances}) == 4
     plain = model.loss(tokens)
     torch.testing.assert_close(model.loss(tokens, balance_loss=0.5) - plain, 0.5 * sum(balances) / 4)

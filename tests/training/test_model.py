@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dataeff.specs.run import PRESETS, ModelSpec
+from dataeff.training import evaluate
 from dataeff.training.evaluate import autocast, validation_loss
 from dataeff.training.model import Decoder
 
@@ -94,12 +95,11 @@ def test_logits_with_a_cache_are_those_of_the_whole_sequence(model_spec: ModelSp
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(10) if weight.ndim == 2 else None
-    expected, caches, start = model(tokens), model.caches(len(tokens)), 0
-    for count in (5, 1, 1, 3, 6):
-        logits = model.next_logits(tokens[:, start : start + count], caches)
-        start += count
-        torch.testing.assert_close(logits, expected[:, start - 1], rtol=1e-5, atol=1e-5)
-    assert start == spec.context_length and expected.std() > 0.5
+    expected, cache = model(tokens), model.empty_cache(len(tokens))
+    for place in range(spec.context_length):
+        logits = model.next_logits(tokens[:, place : place + 1], cache, place)
+        torch.testing.assert_close(logits, expected[:, place], rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.5
 
 
 def test_a_looped_model_is_a_deeper_one_whose_layers_share_weights(model_spec: ModelSpec) -> None:
@@ -155,7 +155,7 @@ def test_an_untrained_model_is_near_the_uniform_loss(model_spec: ModelSpec) -> N
     assert error is not None and 0 < error < 0.01
 
 
-def test_validation_loss_equals_a_naive_mean_whatever_the_batch(model_spec: ModelSpec) -> None:
+def test_validation_loss_equals_a_naive_mean_whatever_the_batch(model_spec: ModelSpec, monkeypatch) -> None:
     model, tokens = Decoder(model_spec, seed=0, dropout=0.5), tokens_of(model_spec, 7)
     model.eval()
     naive = []
@@ -165,8 +165,9 @@ def test_validation_loss_equals_a_naive_mean_whatever_the_batch(model_spec: Mode
     model.train()
     mean = sum(naive) / 7
     deviation = math.sqrt(sum((x - mean) ** 2 for x in naive) / 6)
-    for batch in (1, 3, None):
-        loss, error = validation_loss(model, tokens, "float32", batch)
+    for tokens_a_batch in (1, 48, 2048):  # 1, 3 and 7 sequences
+        monkeypatch.setattr(evaluate, "TOKENS_A_BATCH", tokens_a_batch)
+        loss, error = validation_loss(model, tokens, "float32")
         assert loss == pytest.approx(mean, rel=1e-6)
         assert error == pytest.approx(deviation / math.sqrt(7), rel=1e-3)
     assert model.training

@@ -12,6 +12,18 @@ from dataeff.training.model import Decoder
 from dataeff.training.optim import averaging_weight, cycle_bounds, learning_rate, optimizers
 
 
+@pytest.fixture
+def rates(spec: RunSpec):
+    """Return a function that gives the learning rates of a run of so many steps, and of the step after its last."""
+
+    def rates(steps: int, lr: float, **change: object) -> list[float]:
+        tokens = steps * spec.batch_size * spec.model.context_length
+        run = spec.model_copy(update={"seed_tokens": tokens, "epochs": 1, "lr": lr, **change})
+        return [learning_rate(step, run) for step in range(steps + 1)]
+
+    return rates
+
+
 def decayed(name: str) -> bool:
     return "norm" not in name and "embed_tokens" not in name
 
@@ -71,29 +83,29 @@ def test_muon_orthogonalises_the_hidden_matrices_and_adamw_has_the_rest(spec: Ru
     assert singular.min() > 0.5 and singular.max() < 1.5  # of any gradient: Newton-Schulz leaves them near 1
 
 
-def test_the_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero() -> None:
+def test_the_learning_rate_warms_up_linearly_then_follows_a_cosine_to_zero(rates) -> None:
     steps, peak = 1000, 3e-3
-    rates = [learning_rate(step, steps, peak, 0.01) for step in range(steps)]
+    *rates, after = rates(steps, peak)
     assert rates[:10] == pytest.approx([peak * k / 10 for k in range(1, 11)])
     assert max(rates) == rates[9] == peak
     middle = 9 + (steps - 9) / 2
     assert (rates[math.floor(middle)] + rates[math.ceil(middle)]) / 2 == pytest.approx(peak / 2, rel=1e-6)
     assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
     assert 0 < rates[-1] < 1e-5 * peak
-    assert learning_rate(steps, steps, peak, 0.01) == pytest.approx(0.0, abs=1e-18)
+    assert after == pytest.approx(0.0, abs=1e-18)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30])
-def test_a_short_run_warms_up_for_one_step_and_starts_at_the_peak(steps: int) -> None:
-    assert learning_rate(0, steps, 0.1, 0.01) == 0.1
-    assert learning_rate(steps - 1, steps, 0.1, 0.01) > 0
+def test_a_short_run_warms_up_for_one_step_and_starts_at_the_peak(steps: int, rates) -> None:
+    rates = rates(steps, 0.1)
+    assert rates[0] == 0.1 and rates[steps - 1] > 0
 
 
 @pytest.mark.parametrize("decay_fraction", [0.2, 0.75, 1.0])
-def test_wsd_keeps_the_peak_then_falls_along_a_line_to_zero_one_past_the_end(decay_fraction: float) -> None:
+def test_wsd_keeps_the_peak_then_falls_along_a_line_to_zero_one_past_the_end(decay_fraction: float, rates) -> None:
     steps, warmup, peak = 1000, 10, 3e-3
     decay = min(round(decay_fraction * steps), steps - warmup)
-    rates = [learning_rate(step, steps, peak, 0.01, decay_fraction=decay_fraction) for step in range(steps + 1)]
+    rates = rates(steps, peak, schedule="wsd", decay_fraction=decay_fraction)
     assert rates[:warmup] == pytest.approx([peak * k / 10 for k in range(1, 11)])
     assert rates[warmup : steps - decay] == [peak] * (steps - warmup - decay)
     falls = [a - b for a, b in zip(rates[steps - decay - 1 :], rates[steps - decay :], strict=False)]
@@ -102,19 +114,19 @@ def test_wsd_keeps_the_peak_then_falls_along_a_line_to_zero_one_past_the_end(dec
     assert sum(rates) == pytest.approx(peak * ((warmup + 1) / 2 + (steps - warmup - decay) + decay / 2))  # the area
 
 
-def test_the_shortest_wsd_runs_have_no_update_at_rate_zero() -> None:
-    rates = [[learning_rate(step, steps, 0.1, 0.01, decay_fraction=0.2) for step in range(steps)] for steps in (1, 2, 3)]
-    assert rates == [[0.1], [0.1, 0.05], [0.1, 0.1, 0.05]]
+def test_the_shortest_wsd_runs_have_no_update_at_rate_zero(rates) -> None:
+    assert [rates(steps, 0.1, schedule="wsd")[:-1] for steps in (1, 2, 3)] == [[0.1], [0.1, 0.05], [0.1, 0.1, 0.05]]
 
 
-@pytest.mark.parametrize("decay_fraction", [None, 0.3])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize(("steps", "cycles"), [(24, 3), (100, 7), (5, 5), (9, 1)])
-def test_each_cycle_is_a_schedule_of_its_own_and_they_are_equally_long(steps: int, cycles: int, decay_fraction) -> None:
+def test_each_cycle_is_a_schedule_of_its_own_and_they_are_equally_long(steps: int, cycles: int, schedule: str, rates) -> None:
     bounds = sorted({cycle_bounds(step, steps, cycles) for step in range(steps)})
     lengths = [end - begin for begin, end in bounds]
     assert len(lengths) == cycles and sum(lengths) == steps and max(lengths) - min(lengths) <= 1
-    alone = [learning_rate(s, n, 0.1, 0.2, decay_fraction=decay_fraction) for n in lengths for s in range(n)]
-    assert alone == [learning_rate(s, steps, 0.1, 0.2, decay_fraction=decay_fraction, cycles=cycles) for s in range(steps)]
+    change = {"warmup_fraction": 0.2, "schedule": schedule, "decay_fraction": 0.3}
+    alone = [rate for length in lengths for rate in rates(length, 0.1, **change)[:-1]]
+    assert alone == rates(steps, 0.1, cycles=cycles, **change)[:-1]
 
 
 def test_averages_are_plain_means_at_first_or_over_the_last_steps_and_exponential_later(spec: RunSpec) -> None:

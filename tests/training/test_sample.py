@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import subprocess
@@ -15,14 +14,15 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from dataeff.errors import InputError, TrainingError
-from dataeff.specs.ensemble import SampleResult, SampleSpec
-from dataeff.specs.result import RunFolder, Store, load_fact, write_atomically
+from dataeff.errors import CorpusError, InputError, Preempted, TrainingError
+from dataeff.facts.job import Context, Progress
+from dataeff.facts.store import JobFolder, Store, write_atomically
 from dataeff.specs.run import RunSpec
+from dataeff.specs.spec import Input
 from dataeff.training.checkpoint import load_member, save_weights
 from dataeff.training.model import Decoder
-from dataeff.training.sample import SEQUENCES_A_BATCH, draw, sample
-from dataeff.training.trainer import Preempted, Progress
+from dataeff.training.sample import draw
+from dataeff.work.sample import SEQUENCES_A_BATCH, Sample, SampleResult, open_samples
 
 SEPARATOR = 5
 FACTS_OF_TIME = {"wall_seconds", "tokens_per_second"}
@@ -45,18 +45,22 @@ def member(store: Store, spec: RunSpec, **change: object) -> str:
     return spec.run_id
 
 
-def samples_of(members: list[str], **change: object) -> SampleSpec:
+def load(store: Store, name: str) -> Decoder:
+    return load_member(store, Input(name), torch.device("cpu"))
+
+
+def samples_of(members: list[str], **change: object) -> Sample:
     plain = {"members": members, "sequences": 600, "separator": SEPARATOR, "seed": 1, "precision": "float32"}
-    return SampleSpec(**{**plain, **change})
+    return Sample(**{**plain, **change})
 
 
-def drawn(spec: SampleSpec, store: Store, folder: RunFolder | None = None) -> tuple[np.ndarray, SampleResult]:
-    folder = folder or store.samples(spec.sample_id)
-    result = sample(spec, folder, store, device="cpu")
+def drawn(spec: Sample, store: Store, folder: JobFolder | None = None) -> tuple[np.ndarray, SampleResult]:
+    folder = folder or store.folder(spec)
+    result = spec.run(folder, store, Context("cpu"))
     return np.fromfile(folder.tokens, result.dtype).reshape(result.sequences, result.context_length), result
 
 
-def uncached(model: Decoder, spec: SampleSpec, rows: int, batch: int) -> torch.Tensor:
+def uncached(model: Decoder, spec: Sample, rows: int, batch: int) -> torch.Tensor:
     """Draw one batch with whole forward passes, by looking each uniform number up in the summed probabilities."""
     seed = int(np.random.SeedSequence((spec.seed, batch)).generate_state(1)[0])
     uniform = 1 - torch.rand(SEQUENCES_A_BATCH, model.spec.context_length - 1, generator=torch.Generator().manual_seed(seed))
@@ -72,7 +76,7 @@ def test_tokens_are_those_of_whole_forward_passes(store: Store, spec: RunSpec) -
     names = [member(store, spec, train_seed=seed) for seed in (0, 1)]
     wanted = samples_of(names, sequences=2 * SEQUENCES_A_BATCH + 7, temperature=0.8)
     tokens, result = drawn(wanted, store)
-    first, second = (load_member(store, name, torch.device("cpu")) for name in names)
+    first, second = (load(store, name) for name in names)
     assert tokens.dtype == np.uint16 and (tokens[:, 0] == SEPARATOR).all()
     # Even sequences are the first member's, in batches 0 and 1; odd ones the second's, in batches 2 and 3.
     expected = [uncached(first, wanted, 256, 0), uncached(first, wanted, 4, 1), uncached(second, wanted, 256, 2)]
@@ -96,14 +100,14 @@ def test_the_cross_entropy_of_samples_is_the_entropy_of_their_teacher(store: Sto
 def test_the_mean_cross_entropy_is_the_validation_loss_of_the_teacher_on_its_samples(store: Store, spec: RunSpec) -> None:
     name = member(store, spec)
     tokens, result = drawn(samples_of([name]), store)
-    losses = load_member(store, name, torch.device("cpu")).token_losses(torch.from_numpy(tokens.astype(np.int64)))
+    losses = load(store, name).token_losses(torch.from_numpy(tokens.astype(np.int64)))
     assert result.cross_entropy == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 def test_second_tokens_have_the_frequencies_of_the_softmax(store: Store, spec: RunSpec) -> None:
     name = member(store, spec)
     tokens, _ = drawn(samples_of([name], sequences=3000, temperature=1.5), store)
-    logits = load_member(store, name, torch.device("cpu"))(torch.tensor([[SEPARATOR]]))[0, 0]
+    logits = load(store, name)(torch.tensor([[SEPARATOR]]))[0, 0]
     expected = 3000 * torch.softmax(logits.double() / 1.5, dim=-1).numpy()
     counts, often = np.bincount(tokens[:, 1], minlength=64), expected >= 5
     assert often.sum() > 10 and expected.max() > 100
@@ -137,7 +141,7 @@ def test_joint_samples_follow_the_softmax_of_the_mean_logits(store: Store, spec:
     names = [member(store, spec, train_seed=seed) for seed in (0, 1, 2)]
     tokens, result = drawn(samples_of(names, pool="joint"), store)
     inputs = torch.from_numpy(tokens.astype(np.int64))
-    logits = sum(load_member(store, name, torch.device("cpu"))(inputs) for name in names)[:, :-1] / 3
+    logits = sum(load(store, name)(inputs) for name in names)[:, :-1] / 3
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), inputs[:, 1:]).item()
     assert result.cross_entropy == pytest.approx(expected, rel=1e-5)
 
@@ -151,72 +155,78 @@ def stop_after(calls: int) -> Callable[[], bool]:
 @pytest.mark.parametrize("pool", ["members", "joint"])
 def test_samples_stopped_on_the_way_end_in_the_same_bytes(store: Store, spec: RunSpec, tmp_path: Path, pool: str) -> None:
     names = [member(store, spec, train_seed=seed) for seed in (0, 1)]
-    wanted, folder = samples_of(names, pool=pool, top_p=0.9), RunFolder(tmp_path / "parts")  # 4 or 3 batches of 15 tokens
+    wanted, folder = samples_of(names, pool=pool, top_p=0.9), JobFolder(tmp_path / "parts")  # 4 or 3 batches of 15 tokens
     whole, facts = drawn(wanted, store)
     for calls in (1, 20, 20):
         with pytest.raises(Preempted, match="sample again"):
-            sample(wanted, folder, store, should_stop=stop_after(calls))
-        assert not folder.result.exists() and not folder.tokens.exists()
-    assert json.loads((folder.checkpoint / "state.json").read_text())["batches"] >= 2
-    told: list[Progress] = []
-    result = sample(wanted, folder, store, on_progress=told.append)
-    assert folder.tokens.read_bytes() == store.samples(wanted.sample_id).tokens.read_bytes()
+            wanted.run(folder, store, Context("cpu", should_stop=stop_after(calls)))
+        assert not folder.tokens.exists()
+    assert len(list(folder.checkpoint.iterdir())) >= 2
+    progress: list[Progress] = []
+    result = wanted.run(folder, store, Context("cpu", on_progress=progress.append))
+    assert folder.tokens.read_bytes() == store.folder(wanted).tokens.read_bytes()
     assert result.model_dump(exclude=FACTS_OF_TIME) == facts.model_dump(exclude=FACTS_OF_TIME)
-    assert told[0].step > 600 * 15 / 3 and told[-1].step == told[-1].steps == 600 * 15
-    assert not folder.checkpoint.exists() and load_fact(SampleSpec, folder.spec) == wanted
+    assert progress[0].step > 600 * 15 / 3 and progress[-1].step == progress[-1].steps == 600 * 15
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dataeff.specs.ensemble import SampleSpec
-from dataeff.specs.result import RunFolder, Store
-from dataeff.training.sample import sample
-spec, steps = SampleSpec.model_validate_json(sys.argv[1]), iter(range(40))
+from dataeff.facts.job import Context
+from dataeff.facts.store import JobFolder, Store
+from dataeff.work.sample import Sample
+spec, steps = Sample.model_validate_json(sys.argv[1]), iter(range(40))
 kill = lambda: next(steps, None) is None and os.kill(os.getpid(), signal.SIGKILL)
-sample(spec, RunFolder(Path(sys.argv[3])), Store(Path(sys.argv[2])), device="cpu", should_stop=kill)
+spec.run(JobFolder(Path(sys.argv[3])), Store(Path(sys.argv[2])), Context("cpu", should_stop=kill))
 """
 
 
 def test_samples_killed_on_the_way_end_in_the_same_bytes(store: Store, spec: RunSpec, tmp_path: Path) -> None:
-    wanted, folder = samples_of([member(store, spec)]), RunFolder(tmp_path / "killed")
+    wanted, folder = samples_of([member(store, spec)]), JobFolder(tmp_path / "killed")
     command = [sys.executable, "-c", KILLED, wanted.model_dump_json(), str(store.path), str(folder.path)]
     assert subprocess.run(command).returncode == -signal.SIGKILL
-    assert json.loads((folder.checkpoint / "state.json").read_text())["batches"] == 2
+    assert len(list(folder.checkpoint.iterdir())) == 2
     killed, result = drawn(wanted, store, folder)
     whole, facts = drawn(wanted, store)
     assert np.array_equal(killed, whole)
     assert (result.fingerprint, result.cross_entropy, result.entropy) == (facts.fingerprint, facts.cross_entropy, facts.entropy)
 
 
-def test_a_call_that_ended_between_tokens_and_result_is_finished(store: Store, spec: RunSpec, tmp_path: Path) -> None:
-    wanted, folder = samples_of([member(store, spec)]), RunFolder(tmp_path / "parts")
+def test_a_call_that_ended_between_tokens_and_result_is_finished_without_drawing(store: Store, spec: RunSpec) -> None:
+    wanted = samples_of([member(store, spec)])
     whole, facts = drawn(wanted, store)
-    with pytest.raises(Preempted):
-        sample(wanted, folder, store, should_stop=stop_after(40))
-    (folder.checkpoint / "tokens.bin").rename(folder.tokens)  # as late as the file is ever renamed
-    assert np.array_equal(drawn(wanted, store, folder)[0], whole)
+    again = wanted.run(store.folder(wanted), store, Context("cpu", should_stop=lambda: True))
+    assert again == facts
+    write_atomically(store.folder(wanted).result, again.model_dump_json())
+    assert np.array_equal(open_samples(store, Input(wanted)), whole)
 
 
-def test_finished_samples_are_returned_without_drawing_again(store: Store, spec: RunSpec) -> None:
-    name = member(store, spec)
-    wanted = samples_of([name], sequences=3)
-    folder = store.samples(wanted.sample_id)
-    result = sample(wanted, folder, store)
-    store.run(name).weights.unlink()
-    assert sample(wanted, folder, store, should_stop=lambda: True) == result
-    with pytest.raises(InputError, match="its own folder"):
-        sample(samples_of([name], seed=9), folder, store)
+def test_the_last_team_may_have_fewer_sequences_than_the_first_or_none(store: Store, spec: RunSpec) -> None:
+    names = [member(store, spec, train_seed=seed) for seed in (0, 1)]
+    three, _ = drawn(samples_of(names, sequences=3), store)
+    one, _ = drawn(samples_of(names, sequences=1), store)
+    assert three.shape == (3, 16) and np.array_equal(one, three[:1])
 
 
-def test_members_that_cannot_be_sampled_are_refused(store: Store, spec: RunSpec, folder: RunFolder) -> None:
+def test_samples_that_are_not_whole_are_refused(store: Store, spec: RunSpec) -> None:
+    wanted = samples_of([member(store, spec)], sequences=3)
+    with pytest.raises(InputError, match="cannot be read.*move its folder away"):
+        open_samples(store, Input(wanted))
+    _, result = drawn(wanted, store)
+    write_atomically(store.folder(wanted).result, result.model_dump_json())
+    store.folder(wanted).tokens.write_bytes(b"cut short")
+    with pytest.raises(CorpusError, match="cannot be read.*move it away"):
+        open_samples(store, Input(wanted))
+
+
+def test_members_that_cannot_be_sampled_are_refused(store: Store, spec: RunSpec) -> None:
     name = member(store, spec)
     longer = member(store, spec, model=spec.model.model_copy(update={"context_length": 32}))
-    with pytest.raises(InputError, match="32 tokens of context.*sample from members that have the same"):
-        sample(samples_of([name, longer]), folder, store)
+    with pytest.raises(InputError, match="contexts of {.*32.*} tokens; sample from members that have the same"):
+        drawn(samples_of([name, longer]), store)
     with pytest.raises(InputError, match="valid: 0 to 63"):
-        sample(samples_of([name], separator=64), folder, store)
-    with pytest.raises(TrainingError, match=f"{name}@2 has no weights at .*2.safetensors; train it"):
-        sample(samples_of([name, f"{name}@2"]), folder, store)
+        drawn(samples_of([name], separator=64), store)
+    with pytest.raises(TrainingError, match=f"{name}@2 cannot be loaded from .*2.safetensors.*train it again"):
+        drawn(samples_of([name, f"{name}@2"]), store)
     with pytest.raises(InputError, match="0000/spec.json"):
-        sample(samples_of(["0000"]), folder, store)
+        drawn(samples_of(["0000"]), store)

@@ -11,20 +11,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from dataeff.errors import InputError
-from dataeff.specs.result import RunFolder
+from dataeff.errors import InputError, Preempted
+from dataeff.facts.job import Context
+from dataeff.facts.store import JobFolder
 from dataeff.specs.run import RunSpec
 from dataeff.training.evaluate import validation_loss
 from dataeff.training.model import Decoder
-from dataeff.training.trainer import Preempted, train
+from dataeff.training.trainer import train
 
 
-def plain_weights(spec: RunSpec, folder: RunFolder, *texts: np.ndarray) -> Iterator[dict[str, Tensor]]:
+def plain_weights(spec: RunSpec, folder: JobFolder, *texts: np.ndarray) -> Iterator[dict[str, Tensor]]:
     """Train `spec` a step at a time and yield the weights that training goes on from after each but the last."""
-    for step in range(1, spec.steps):
+    for _ in range(1, spec.steps):
         with pytest.raises(Preempted):
-            train(spec, folder, *texts, should_stop=lambda: True)
-        tensors = load_file(folder.checkpoint / f"{step:09d}.safetensors")
+            train(spec, folder, *texts, context=Context(should_stop=lambda: True))
+        tensors = load_file(folder.checkpoint / "run.safetensors")
         yield {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     train(spec, folder, *texts)
     yield load_file(folder.weights)
@@ -36,14 +37,14 @@ def test_saved_and_judged_weights_are_the_average_while_training_goes_on_from_th
     model = Decoder(spec.model, seed=0)
     exponential: dict[str, Tensor] = {}
     uniform = AveragedModel(model)
-    for step, weights in enumerate(plain_weights(spec, RunFolder(tmp_path / "plain"), train_tokens, validation), start=1):
+    for step, weights in enumerate(plain_weights(spec, JobFolder(tmp_path / "plain"), train_tokens, validation), start=1):
         new = max(0.2, 1 / step)
         exponential = {name: new * w + (1 - new) * exponential.get(name, w) for name, w in weights.items()}
         model.load_state_dict(weights)
         if step > 24 - 6:
             uniform.update_parameters(model)
     for change, expected in (({"ema": 0.8}, exponential), ({"swa_fraction": 0.25}, uniform.module.state_dict())):
-        folder = RunFolder(tmp_path / str(change))
+        folder = JobFolder(tmp_path / str(change))
         result = train(spec.model_copy(update=change), folder, train_tokens, validation)
         saved = load_file(folder.weights)
         torch.testing.assert_close(saved, dict(expected), rtol=1e-5, atol=1e-7)
@@ -55,8 +56,8 @@ def test_saved_and_judged_weights_are_the_average_while_training_goes_on_from_th
 def test_until_the_last_part_of_a_run_begins_its_losses_are_those_of_the_plain_weights(
     spec, tmp_path, train_tokens, validation
 ) -> None:
-    plain = train(spec, RunFolder(tmp_path / "plain"), train_tokens, validation)
-    averaged = train(spec.model_copy(update={"swa_fraction": 0.5}), RunFolder(tmp_path / "swa"), train_tokens, validation)
+    plain = train(spec, JobFolder(tmp_path / "plain"), train_tokens, validation)
+    averaged = train(spec.model_copy(update={"swa_fraction": 0.5}), JobFolder(tmp_path / "swa"), train_tokens, validation)
     assert averaged.evaluations[:2] == plain.evaluations[:2]  # after 6 and 12 of 24 steps
     assert all(a != b for a, b in zip(averaged.evaluations[2:], plain.evaluations[2:], strict=True))
     assert averaged.curve == plain.curve
@@ -64,15 +65,15 @@ def test_until_the_last_part_of_a_run_begins_its_losses_are_those_of_the_plain_w
 
 def test_an_average_is_part_of_the_checkpoint(spec, folder, train_tokens, validation) -> None:
     with pytest.raises(Preempted):
-        train(spec.model_copy(update={"ema": 0.5}), folder, train_tokens, validation, should_stop=lambda: True)
-    held = load_file(folder.checkpoint / "000000001.safetensors")
+        train(spec.model_copy(update={"ema": 0.5}), folder, train_tokens, validation, context=Context(should_stop=lambda: True))
+    held = load_file(folder.checkpoint / "run.safetensors")
     assert torch.equal(held["averaged.lm_head.weight"], held["model.lm_head.weight"])  # of one step
 
 
 @pytest.mark.parametrize("change", [{}, {"ema": 0.8}, {"schedule": "wsd", "optimizer": "muon"}])
 def test_a_snapshot_is_what_a_run_of_one_cycle_ends_with(change, spec, tmp_path, train_tokens, validation) -> None:
     spec = spec.model_copy(update=change)
-    alone, cycled = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "cycled")
+    alone, cycled = JobFolder(tmp_path / "alone"), JobFolder(tmp_path / "cycled")
     train(spec.model_copy(update={"epochs": 2}), alone, train_tokens, validation)
     result = train(spec.model_copy(update={"cycles": 2}), cycled, train_tokens, validation)
     expected, snapshot = load_file(alone.weights), load_file(cycled.snapshot(1))

@@ -1,0 +1,161 @@
+"""Demand: the jobs that the cells of a study ask for, on one built corpus.
+
+    a point of a cell   ->  its run; with the objective K, the runs of its members and their ensemble
+    a cell's optimum    ->  besides, its repeats under the other seeds, or its members and their ensemble
+    a taught cell       ->  runs that have samples of its teacher's members, or these members, as inputs
+
+Pure values: nothing here knows what is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from dataeff.specs.grid import Grid, Point
+from dataeff.specs.recipe import WHOLE_AXES, RecipeSpec, changed
+from dataeff.specs.run import TRAINER_VERSION, Synthetic, TeacherLogits
+from dataeff.specs.spec import Input
+from dataeff.specs.study import Cell, StudySpec
+from dataeff.work.ensemble import Ensemble
+from dataeff.work.sample import Sample
+from dataeff.work.train import Train
+
+Optima = Mapping[str, Mapping[str, float] | None]  # values by axis, by cell id; None where a search has none
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A study, and what its corpus came to: fingerprint, tokens in the vocabulary, id of the separator."""
+
+    study: StudySpec
+    corpus: str
+    vocabulary: int
+    separator: int
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every cell by its id, each after the cells it builds on."""
+        return {cell.id: cell for cell in self.study.cells}
+
+    @cached_property
+    def _recipes(self) -> dict[str, RecipeSpec]:
+        return {name: self.study.recipe(name) for name in self.study.recipes}
+
+    @cached_property
+    def _training(self) -> dict[str, dict[str, object]]:
+        shared = {"context_length", "rope_theta"}
+        return {name: self.study.training_of(name).model_dump(exclude=shared) for name in self.study.recipes}
+
+    def recipe(self, cell: Cell) -> RecipeSpec:
+        return self._recipes[cell.recipe]
+
+    def place(self, cell: Cell, optima: Optima) -> tuple[Cell, tuple[Point, ...], str | None]:
+        """Return the cell with the axes that follow its base's optimum set, its starting points, and a note on axes set
+        outside the study's grid. `optima` are those of its base and its neighbour.
+        """
+        recipe, notes = self.recipe(cell), []
+        followed = optima.get(cell.base) if cell.base else None
+        goal = {axis: changed(axis, value, recipe.change) for axis, value in (followed or {}).items()}
+        if recipe.tune is not None:
+            free = {axis: (value,) for axis, value in goal.items() if axis not in (*recipe.tune, *recipe.fixed)}
+            cell = replace(cell, grid=Grid({**cell.grid.axes, **free}))
+            for axis, (value,) in free.items():
+                values = self.study.grid.get(axis, [value])
+                if not values[0] <= value <= values[-1]:
+                    notes.append(f"{axis} {value:g} lies outside the study's grid, {values[0]:g} to {values[-1]:g}")
+        return cell, self._starts(cell, recipe, [optima.get(cell.neighbour), goal]), "; ".join(notes) or None
+
+    def _starts(self, cell: Cell, recipe: RecipeSpec, optima: list[Mapping[str, float] | None]) -> tuple[Point, ...]:
+        """Return the declared starts, and the middle of the grid where they are fewer than the study asks for; then the
+        middles of its halves, along one axis after the other.
+        """
+        grid = cell.grid
+        starts = [grid.nearest(values) for values in optima if values]
+        if isinstance(recipe.start, dict):
+            fixed = {name: values[0] for name, values in grid.axes.items() if len(values) == 1}
+            starts = [grid.point({**recipe.start, **fixed}), *starts]
+        elif recipe.start == "middle":
+            starts = [grid.middle, *starts]
+        chosen = dict.fromkeys(starts)
+        for point in (grid.middle, *grid.quarters):
+            if len(chosen) >= self.study.resources.starts:
+                break
+            chosen[point] = None
+        return tuple(chosen)
+
+    def run(self, cell: Cell, point: Point, train_seed: int, data_seed: int) -> Train:
+        """Return the run at `point` of a placed (and, where it has a teacher, taught) cell."""
+        axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
+        return Train(
+            **{
+                **self._training[cell.recipe],
+                **axes,
+                "trainer_version": TRAINER_VERSION,
+                "corpus": self.corpus,
+                "seed_tokens": cell.seed_tokens,
+                "model": self.study.model(cell.size, self.vocabulary),
+                "train_seed": train_seed,
+                "data_seed": data_seed,
+                "synthetic": cell.taught if isinstance(cell.taught, Synthetic) else None,
+                "teacher_logits": cell.taught if isinstance(cell.taught, TeacherLogits) else None,
+            }
+        )
+
+    def members(self, cell: Cell, point: Point) -> list[Train]:
+        """Return the runs of a point's members, the tuned one first: one run alone where members are its snapshots."""
+        return self._members(cell, point, 1 if self.recipe(cell).vary == "snapshot" else self.recipe(cell).members)
+
+    def _members(self, cell: Cell, point: Point, count: int) -> list[Train]:
+        first, vary = self.study.seeds[0], self.recipe(cell).vary
+        return [
+            self.run(cell, point, first + (k if vary != "data_seed" else 0), first + (k if vary != "train_seed" else 0))
+            for k in range(count)
+        ]
+
+    def searched(self, cell: Cell, point: Point) -> list[Train]:
+        """Return the runs whose losses are the point's objective."""
+        return self.members(cell, point) if self.recipe(cell).objective == "K" else self._members(cell, point, 1)
+
+    def repeats(self, cell: Cell, optimum: Point) -> list[Train]:
+        """Return the runs of an optimum under other seeds: its members where it has several, else the study's seeds."""
+        members = self.members(cell, optimum)
+        return members[1:] or [self.run(cell, optimum, seed, seed) for seed in self.study.seeds[1:]]
+
+    def ensemble(self, cell: Cell, point: Point) -> Ensemble | None:
+        """Return the ensemble of a point's members; None for a recipe of single models."""
+        if self.recipe(cell).members == 1:
+            return None
+        return Ensemble(
+            corpus=self.corpus,
+            members=self.member_inputs(cell, point),
+            validation_sequences=self.study.training.validation_sequences,
+            precision=self.study.training.precision,
+        )
+
+    def member_inputs(self, cell: Cell, point: Point) -> list[Input]:
+        """Return the members as inputs; of snapshots the last, which is the run itself, comes first."""
+        runs = self.members(cell, point)
+        if self.recipe(cell).vary == "snapshot":
+            return [Input(runs[0]), *(Input(runs[0], cycle) for cycle in range(self.recipe(cell).members - 1, 0, -1))]
+        return [Input(run) for run in runs]
+
+    def taught(self, cell: Cell, members: list[Input]) -> Cell:
+        """Return the cell with what its teacher's members are to its runs: whom they match, or whose samples they see."""
+        teacher = self.recipe(cell).teacher
+        if teacher.kind == "logits":
+            matched = TeacherLogits(members=members, weight=teacher.weight, temperature=teacher.temperature)
+            return replace(cell, taught=matched)
+        sample = Sample(
+            members=members,
+            pool=teacher.pool,
+            sequences=math.ceil(cell.seed_tokens * teacher.tokens_per_seed_token / self.study.training.context_length),
+            temperature=teacher.temperature,
+            top_p=teacher.top_p,
+            separator=self.separator,
+            seed=self.study.seeds[0],
+            precision=self.study.training.precision,
+        )
+        return replace(cell, taught=Synthetic(samples=Input(sample), share=teacher.share))

@@ -1,0 +1,210 @@
+"""The database as an index of the store: rows of jobs, studies and cells, made from facts, and made anew.
+
+    <store>/studies/<name>.json      a StudyFact: what was asked, on which corpus, since when
+    <kind folder>/<job id>/          what came of each job
+    <store>/imports/<name>/          studies of runs trained elsewhere
+
+Cells and their trials are no facts: they are what `resolve` makes of these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from dataeff.errors import SchemaError
+from dataeff.facts.job import Fact
+from dataeff.facts.store import Store, load_fact, recorded_attempts, write_atomically
+from dataeff.records.exchange import is_export, record_export
+from dataeff.records.imports import record_import
+from dataeff.records.ingest import (
+    delete_cells,
+    read_job,
+    record_attempts,
+    record_cells,
+    record_jobs,
+    record_study,
+    unrecorded,
+)
+from dataeff.records.queries import records
+from dataeff.records.store import Database
+from dataeff.search.coordinate_descent import certificate_columns
+from dataeff.specs.study import StudySpec
+from dataeff.study.demand import Demand
+from dataeff.study.fits import renew_fits
+from dataeff.study.resolve import CellState, Resolution, resolve
+from dataeff.study.results import Results
+from dataeff.work.ensemble import EnsembleResult
+
+FOLDERS_AT_ONCE = 2000
+
+
+class StudyFact(Fact):
+    """A study as it was last launched, and what its corpus came to."""
+
+    spec: StudySpec
+    text: str
+    corpus: str
+    vocabulary: int
+    separator: int
+    started_at: datetime
+    updated_at: datetime
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.spec, self.corpus, self.vocabulary, self.separator)
+
+    def row(self) -> dict[str, Any]:
+        """Return its row of table `study`."""
+        columns = self.model_dump(mode="json", exclude={"spec"})
+        spec = self.spec.model_dump(mode="json")
+        named = {name: spec[name] for name in ("name", "question", "baseline")}
+        return {**named, **columns, "spec": spec, "imported_from": None}
+
+
+def study_file(store: Store, name: str) -> Path:
+    return store.path / "studies" / f"{name}.json"
+
+
+def study_facts(store: Store) -> list[StudyFact]:
+    return [load_fact(StudyFact, path) for path in sorted((store.path / "studies").glob("*.json"))]
+
+
+def write_study(store: Store, fact: StudyFact) -> None:
+    write_atomically(study_file(store, fact.spec.name), fact.model_dump_json(indent=1))
+
+
+def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Callable[[int, int], None] | None = None) -> int:
+    """Record the results in the store that the database lacks, and all attempts at such jobs; return how many jobs those are."""
+    names = {fact.corpus: fact.spec.corpus.name for fact in study_facts(store)}
+    folders = unrecorded(connection, store)
+    for start in range(0, len(folders), FOLDERS_AT_ONCE):
+        batch = folders[start : start + FOLDERS_AT_ONCE]
+        record_jobs(connection, (read_job(kind, folder) for kind, folder in batch if folder.result.exists()), names)
+        record_attempts(connection, ((kind, each) for kind, folder in batch for each in recorded_attempts(folder)))
+        if progress:
+            progress(start + len(batch), len(folders))
+    return len(folders)
+
+
+def load_results(connection: duckdb.DuckDBPyConnection, corpus: str) -> Results:
+    """Return what is recorded of jobs on the corpus of this fingerprint, and of all samples."""
+    results = Results()
+    query = "SELECT run_id, spec, val_loss FROM run WHERE corpus = $1 AND source IS NULL"
+    for run_id, spec, loss in connection.execute(query, [corpus]).fetchall():
+        results.add_run(run_id, json.loads(spec), loss)
+    text = """SELECT ensemble_id, list({averaging: averaging, subset: subset, val_loss: val_loss} ORDER BY number) AS losses,
+            any_value(wall_seconds) AS wall_seconds, any_value(device) AS device
+        FROM ensemble JOIN ensemble_loss USING (ensemble_id) WHERE corpus = $1 GROUP BY ensemble_id"""
+    for row in records(connection, text, [corpus]):
+        results.add_job(row["ensemble_id"], EnsembleResult.model_validate(row))
+    for table, key in (("sample", "sample_id"), ("job", "job_id")):
+        for (job_id,) in connection.execute(f"SELECT {key} FROM {table}").fetchall():
+            results.add_job(job_id, None)
+    return results
+
+
+def write_cells(connection: duckdb.DuckDBPyConnection, demand: Demand, states: Iterable[CellState]) -> None:
+    """Record cells as they stand, with the runs and ensembles that they used."""
+    states = list(states)
+    trials, ensembles = [], []
+    for state in states:
+        for use in state.uses:
+            row = {"cell_id": state.cell.id, "number": use.number, "coordinates": list(use.point)}
+            if use.role == "ensemble":
+                ensembles.append({**row, "ensemble_id": use.job_id})
+            else:
+                trials.append({**row, "run_id": use.job_id, "role": use.role})
+    record_cells(connection, [cell_row(demand, state) for state in states], trials, ensembles)
+
+
+def cell_row(demand: Demand, state: CellState) -> dict[str, Any]:
+    """Return the row of table `cell` for a state."""
+    cell, recipe = state.cell, demand.recipe(state.cell)
+    model = demand.study.model(cell.size, demand.vocabulary)
+    return {
+        "cell_id": cell.id,
+        "study": cell.study,
+        "recipe": cell.recipe,
+        "recipe_limit": recipe.limit,
+        "objective": recipe.objective,
+        "averaging": recipe.averaging,
+        "members": recipe.members,
+        "base": cell.base,
+        "teacher": cell.teacher,
+        "seed_tokens": cell.seed_tokens,
+        "size": cell.size.name,
+        "parameters_total": model.parameters_total,
+        "parameters_non_embedding": model.parameters_non_embedding,
+        "axes": {name: list(values) for name, values in cell.grid.axes.items()},
+        "shape": list(cell.grid.shape),
+        "starts": [list(point) for point in state.starts],
+        "note": state.note,
+        "search_stopped": state.stopped,
+        **certificate_columns(state.certificate, state.results, cell.grid),
+        "state": state.state,
+        "reason": state.reason,
+        "origin": state.origin,
+        "runs_left": state.runs_left,
+        "flops_left": state.flops_left,
+        "search_ended": state.ended and bool(state.results),
+    }
+
+
+def rebuild(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:
+    """Make the database anew from the store beside it, and put it in place of the old one; return where that was moved to.
+
+    Raises `InputError` for a fact that is not whole, or a kind of job that is not known here: the old file stays as it is then.
+    """
+    store = Store.beside(database.path)
+    store.require_known_kinds()
+    new = Database(database.path.with_name(f".{database.path.name}.new"))
+    new.path.unlink(missing_ok=True)
+    with new.write() as connection:
+        index_jobs(connection, store, progress)
+        for folder in sorted((store.path / "imports").glob("[!.]*/")):
+            (record_export if is_export(folder) else record_import)(connection, folder)
+    for fact in study_facts(store):
+        index_study(new, fact)
+    renew_fits(new)
+    path = database.path
+    names = (path.with_name(f"{path.stem}.previous{number}{path.suffix}") for number in count(1))
+    previous = next(name for name in names if not name.exists())  # rows of earlier versions may be nowhere else
+    database.replace_with(new.path, previous)
+    return previous if previous.exists() else None
+
+
+def index_study(database: Database, fact: StudyFact, timeout: float = 30.0) -> tuple[Resolution, int]:
+    """Record a study and how its cells stand; return that, and how many cells it had that it has no longer."""
+    demand = fact.demand
+    with database.write(timeout) as connection:
+        record_study(connection, fact.row())
+        deleted = delete_cells(connection, fact.spec.name, list(demand.cells))
+    with database.read(timeout) as connection:
+        results = load_results(connection, fact.corpus)
+    resolution = resolve(demand, results)  # while nobody waits for the file
+    with database.write(timeout) as connection:
+        write_cells(connection, demand, resolution.states.values())
+    return resolution, deleted
+
+
+def index_studies(database: Database, corpus: str | None = None, besides: str | None = None) -> None:
+    """Resolve the launched studies again, those on one corpus or all: runs recorded since may be better than their optima."""
+    for fact in study_facts(Store.beside(database.path)):
+        if corpus in (None, fact.corpus) and fact.spec.name != besides:
+            index_study(database, fact)
+
+
+def bring_up_to_date(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:
+    """Rebuild a database that another version of dataeff wrote; return where that was moved to, None where nothing was done."""
+    try:
+        database.require_usable()
+    except SchemaError:
+        return rebuild(database, progress)
+    return None

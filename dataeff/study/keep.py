@@ -1,0 +1,47 @@
+"""Which weights stay: `resources.keep` of a study.
+
+    all      those of every run
+    optima   those of the runs at the optima of cells, their members and repeats among them
+    none     none
+
+Weights go when the cells that used their run have nothing left to do (with `none`, nor those that build on them) and no job in
+the queue reads them. What is needed again is trained again by itself, so removing too much costs time and no result.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+
+from dataeff.study.queue import Queue
+from dataeff.study.resolve import CellState, Resolution
+
+
+def prune_weights(keep: str, resolution: Resolution, queue: Queue, changed: Iterable[CellState]) -> int:
+    """Remove weights that the changed cells, or the cells they build on, needed until now; return of how many runs."""
+    if keep == "all":
+        return 0
+    states = {state.cell.id: state for state in changed}
+    for state in list(states.values()):
+        states |= {parent: resolution.states[parent] for parent in state.cell.builds_on}
+    run_ids = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
+    removable = [run_id for run_id in run_ids if not _is_needed(run_id, keep, resolution, queue)]
+    for run_id in removable:
+        folder = queue.store.run(run_id)
+        folder.weights.unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "snapshots", ignore_errors=True)
+    return len(removable)
+
+
+def _is_needed(run_id: str, keep: str, resolution: Resolution, queue: Queue) -> bool:
+    if run_id in queue or queue.needs(run_id):
+        return True
+    for state in resolution.reading(run_id):
+        uses = [use for use in state.uses if use.job_id == run_id]
+        if not uses:
+            continue
+        at_optimum = any(use.point == state.best for use in uses)
+        busy = not state.ended or bool(state.wanted)
+        if busy or (at_optimum and (keep == "optima" or not resolution.is_finished(state.cell.id))):
+            return True
+    return False

@@ -1,0 +1,266 @@
+"""Launching a study: resolve, submit what is wanted, wait, record.
+
+    resolve(demand, results) -> jobs wanted -> queue -> executor -> results -> resolve what has changed
+
+Everything that matters is a fact on disk when it is learned, and the states of all cells are a function of the facts. So this
+loop may be killed at any moment: the next launch begins where the facts are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from dataeff.data.tokens import Tokens, build_tokens
+from dataeff.errors import DatabaseBusyError, DataeffError, StudyError, StudyRunningError
+from dataeff.execution.base import Executor
+from dataeff.facts.job import Fact, Job
+from dataeff.facts.store import Store, load_fact, recorded_attempts
+from dataeff.records.ingest import record_attempts, record_jobs
+from dataeff.records.store import Database
+from dataeff.search.studies import CellStudies, open_storage
+from dataeff.specs.study import Study
+from dataeff.study.demand import Demand
+from dataeff.study.fits import renew_fits
+from dataeff.study.index import (
+    StudyFact,
+    bring_up_to_date,
+    index_jobs,
+    index_studies,
+    index_study,
+    study_file,
+    write_cells,
+    write_study,
+)
+from dataeff.study.keep import prune_weights
+from dataeff.study.queue import Done, GivenUp, Queue
+from dataeff.study.resolve import CellState, Resolution
+from dataeff.work.train import Train
+
+FIRST_WRITE_SECONDS = 60.0
+FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
+LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
+FIT_SECONDS = 60.0  # between fits of the study as it stands, or twenty times what they take
+
+
+class Launch:
+    """One launch of a study. `run()` returns when nothing is left that can be done, or after `stop()`."""
+
+    def __init__(
+        self,
+        study: Study,
+        database: Path | str,
+        executor: Executor,
+        storage: str | None = None,
+        on_progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> None:
+        """Prepare: build or find the tokens, check the budgets, index the store. `storage` is an Optuna URL.
+
+        Raises `StudyError`, `CorpusError` or `DatabaseError` before anything is trained.
+        """
+        self.study, self.spec = study, study.spec
+        self.database = Database(database)
+        self.store = Store.beside(self.database.path)
+        self.previous = bring_up_to_date(self.database)  # before minutes are spent on tokens
+        tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
+        check_budgets(study, tokens)
+        self.demand = Demand(self.spec, tokens.fingerprint, tokens.vocabulary, tokens.separator)
+        self.began = time.monotonic()
+        self.trained = self.flops_trained = 0
+        self.failures: list[str] = []
+        self.database_busy_since: float | None = None
+        self.fits_failed: str | None = None  # why the intervals are not those of the runs there are
+        self._done: dict[str, tuple[Job, Fact | None]] = {}  # to be recorded
+        self._changed: dict[str, CellState] = {}
+        self._last_flush, self._last_fit, self._fit_pause = -math.inf, self.began, FIT_SECONDS
+        self._lock = self._claim()
+        try:
+            optuna_storage = open_storage(storage or self.store.path / "optuna" / f"{self.spec.name}.log")
+            self._studies = CellStudies(optuna_storage, self.spec.resources.points_in_flight)
+            self.resolution, self.cells_deleted = self._index()
+        except BaseException:
+            self._lock.release()  # a notebook keeps the traceback, and with it this object
+            raise
+        self.reused = len({use.job_id for state in self.states.values() for use in state.uses if use.role != "ensemble"})
+        self.queue = Queue(executor, self.store, self.spec.resources.evaluations)
+
+    def _claim(self) -> FileLock:
+        """Hold the study for as long as this object lives."""
+        lock = FileLock(self.store.path / f"{self.spec.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StudyRunningError(
+                f"study {self.spec.name} is being run by another process on {self.store.path}; wait for it, stop it, or give "
+                "this study another name"
+            ) from None
+        return lock
+
+    def _index(self) -> tuple[Resolution, int]:
+        """Record the study and what the store has of it; return how it stands, and how many cells it has no longer."""
+        name, now = self.spec.name, datetime.now(UTC)
+        file = study_file(self.store, name)
+        started = load_fact(StudyFact, file).started_at if file.exists() else now
+        demand = self.demand
+        fact = StudyFact(
+            spec=self.spec,
+            text=self.study.source,
+            corpus=demand.corpus,
+            vocabulary=demand.vocabulary,
+            separator=demand.separator,
+            started_at=started,
+            updated_at=now,
+        )
+        with self.database.write(FIRST_WRITE_SECONDS) as connection:
+            require_no_import(connection, name, self.study)
+            write_study(self.store, fact)
+            index_jobs(connection, self.store)
+        return index_study(self.database, fact, FIRST_WRITE_SECONDS)
+
+    @property
+    def states(self) -> dict[str, CellState]:
+        """How every cell stands, by its id."""
+        return self.resolution.states
+
+    @property
+    def stopping(self) -> bool:
+        return self.queue.stopping
+
+    def stop(self) -> None:
+        """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
+        self.queue.stop()
+
+    def run(self, on_change: Callable[[Launch], None] | None = None) -> None:
+        """Train what is missing. Raises `DatabaseError` when the results cannot be written down in the end."""
+        try:
+            self._submit(self.states.values())
+            while True:
+                self._flush(0.2, now=not len(self.queue))
+                if time.monotonic() - self._last_fit > self._fit_pause:
+                    self._fit(0.2)
+                if on_change:
+                    on_change(self)
+                if not len(self.queue) and (self.database_busy_since is None or self.stopping):
+                    break
+                if ended := self.queue.wait(timeout=0.25):
+                    self._learn(ended)
+            self._write(LAST_FLUSH_SECONDS)  # only what a stopped launch could not write above
+            if not self.stopping:
+                if self.trained:
+                    index_studies(self.database, self.demand.corpus, besides=self.spec.name)
+                self._fit(LAST_FLUSH_SECONDS)
+        finally:
+            self._studies.close()
+            self._lock.release()
+
+    def _submit(self, states: Iterable[CellState]) -> None:
+        """Have what these cells want made, and show Optuna where they stand."""
+        for state in states:
+            if state.starts:
+                cell = state.cell
+                self._studies.update(cell.id, cell.grid, state.starts, state.results, state.points_wanted)
+            for job in state.wanted:
+                self.queue.add(job)
+
+    def _learn(self, ended: list[Done | GivenUp]) -> None:
+        """Take in how jobs ended, and go on from there."""
+        results, surfaces = self.resolution.results, []
+        for event in ended:
+            job = event.job
+            if isinstance(event, Done):
+                surfaces.append(results.add(job, event.result))
+                self._done[job.id] = job, event.result
+                if isinstance(job, Train):
+                    self.trained += event.worked
+                    self.flops_trained += job.flops * event.worked
+                    self.reused += not event.worked
+            elif event.failure:
+                results.fail(job.id, event.failure)
+                self._done.setdefault(job.id, (job, None))
+                self.failures.append(f"{job.kind} {job.id}: {event.failure.outcome}: {event.failure.reason}")
+        changed = self.resolution.update([event.job.id for event in ended], filter(None, surfaces))
+        self._changed |= {state.cell.id: state for state in changed}
+        self._submit(changed)
+        prune_weights(self.spec.resources.keep, self.resolution, self.queue, changed)
+
+    # -- the records --------------------------------------------------------------------------------------------
+
+    def _flush(self, wait: float, now: bool) -> None:
+        """Write what is pending. A database held by a reader never holds up training: it is tried again later."""
+        if not now and time.monotonic() - self._last_flush < FLUSH_SECONDS:
+            return
+        try:
+            self._write(wait)
+            self.database_busy_since = None
+        except DatabaseBusyError:
+            self.database_busy_since = self.database_busy_since or time.monotonic()
+        self._last_flush = time.monotonic()
+
+    def _write(self, timeout: float) -> None:
+        if not (self._done or self._changed):
+            return
+        names = {self.demand.corpus: self.spec.corpus.name}
+        with self.database.write(timeout) as connection:
+            record_jobs(connection, [(job, result) for job, result in self._done.values() if result is not None], names)
+            folders = [(job.kind, self.store.folder(job)) for job, _ in self._done.values()]
+            record_attempts(connection, [(kind, each) for kind, folder in folders for each in recorded_attempts(folder)])
+            write_cells(connection, self.demand, self._changed.values())
+        self._done, self._changed = {}, {}
+
+    def _fit(self, wait: float) -> None:
+        """Renew the study's fits. What cannot be renewed now stays marked as stale, and training goes on."""
+        begin, self.fits_failed = time.monotonic(), None
+        try:
+            renew_fits(self.database, self.spec.name, wait)
+        except DataeffError as error:
+            self.fits_failed = str(error)
+        self._last_fit = time.monotonic()
+        self._fit_pause = max(FIT_SECONDS, 20 * (self._last_fit - begin))
+
+    # -- for progress displays ----------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Number of cells in each state."""
+        return Counter(state.state for state in self.states.values())
+
+    def seconds_left(self) -> float | None:
+        """Estimate from the FLOPs trained so far; None until ten runs were trained."""
+        if self.trained < 10:
+            return None
+        left = sum(state.flops_left for state in self.states.values())
+        return left / self.flops_trained * (time.monotonic() - self.began)
+
+
+def require_no_import(connection: duckdb.DuckDBPyConnection, name: str, study: Study) -> None:
+    """Raise `StudyError` where the database has an imported study of this name, which a launch would replace."""
+    row = connection.execute("SELECT imported_from FROM study WHERE name = $1", [name]).fetchone()
+    if row and row[0]:
+        raise StudyError(
+            f"study {name} of this database was imported from {row[0]}, and a launch would replace it; give this "
+            "study another name, or name another file with --database"
+        )
+
+
+def check_budgets(study: Study, tokens: Tokens) -> None:
+    """Raise `StudyError` when a budget is larger than the corpus, or the validation split too small."""
+    largest, step = study.spec.seed_tokens[-1], study.spec.training.batch_size * study.spec.training.context_length
+    if largest > tokens.train_tokens:
+        raise StudyError(
+            f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: "
+            f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens // step * step}, or a larger corpus"
+        )
+    stated = study.spec.tokenizer.vocabulary
+    if study.spec.tokenizer.kind == "hugging_face" and stated not in (None, tokens.vocabulary):
+        raise StudyError(
+            f"{study.place_of('tokenizer')}tokenizer.vocabulary {stated} is not what {study.spec.tokenizer.name} has: "
+            f"{tokens.vocabulary}; state that, or leave it out"
+        )
+    tokens.validation(study.spec.training.validation_sequences, study.spec.training.context_length)

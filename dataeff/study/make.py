@@ -1,0 +1,56 @@
+"""Jobs without a study: plan a graph of jobs, make what is missing, record it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dataeff.errors import TrainingError
+from dataeff.execution.base import Executor
+from dataeff.facts.job import Fact, Job
+from dataeff.facts.store import Store, load_fact, recorded_attempts
+from dataeff.records.ingest import record_attempts, record_jobs
+from dataeff.records.store import Database
+from dataeff.study.queue import GivenUp, Queue
+
+
+def missing_jobs(jobs: Iterable[Job], store: Store) -> list[Job]:
+    """Return what making these jobs takes, each after its inputs; their `flops` are the cost. What is there is left out."""
+    missing: dict[str, Job] = {}
+
+    def visit(job: Job, complete: bool) -> None:
+        if job.id in missing or complete:
+            return
+        for each in job.inputs:
+            if each.job:
+                visit(each.job, store.is_complete(each.job))
+        missing[job.id] = job
+
+    for job in jobs:
+        visit(job, store.folder(job).result.exists())
+    return list(missing.values())
+
+
+def make_jobs(jobs: Sequence[Job], database: Database, executor: Executor) -> list[Fact]:
+    """Make jobs and all they need, record what came of them, and return their results in the order asked.
+
+    Stopped or killed at any moment, the next call goes on from what is there. Raises `TrainingError` for what has no result,
+    once all else is made and recorded.
+    """
+    store = Store.beside(database.path)
+    queue, failures = Queue(executor, store), []
+    for job in missing_jobs(jobs, store):
+        queue.add(job)
+    while len(queue):
+        ended = queue.wait(0.25)
+        failures += [event for event in ended if isinstance(event, GivenUp)]
+        if ended:
+            with database.write() as connection:
+                record_jobs(connection, [(event.job, event.result) for event in ended if not isinstance(event, GivenUp)])
+                folders = [(event.job.kind, store.folder(event.job)) for event in ended]
+                record_attempts(connection, [(kind, each) for kind, folder in folders for each in recorded_attempts(folder)])
+    if failures:
+        reasons = [
+            f"{each.job.kind} {each.job.id}: {each.failure.reason if each.failure else 'interrupted'}" for each in failures
+        ]
+        raise TrainingError("; ".join(reasons))
+    return [load_fact(job.Result, store.folder(job).result) for job in jobs]

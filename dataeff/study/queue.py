@@ -1,0 +1,132 @@
+"""The jobs of a launch that are not done: each is submitted when its inputs are there, and tried again when it fails.
+
+What two ask for is made once. An input whose result is recorded but whose weights or tokens are gone is made again. Nothing
+here knows of studies or searches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from dataeff.errors import InputError
+from dataeff.execution.base import Ended, Executor, Request
+from dataeff.facts.job import Fact, Job, Progress
+from dataeff.facts.store import Store, load_fact
+from dataeff.study.results import Failure
+
+ATTEMPTS = 2  # tries at a job that fails or is killed, in one launch; one that does not fit into memory has one
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job has its result; `worked` is False where it was there already."""
+
+    job: Job
+    result: Fact
+    worked: bool
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A job has no result; without a failure it was interrupted."""
+
+    job: Job
+    failure: Failure | None
+
+
+class Queue:
+    """Jobs by id: submitted ones are in `running`, the others wait for inputs."""
+
+    def __init__(self, executor: Executor, store: Store, evaluations: int = 4) -> None:
+        self.executor, self.store, self.evaluations = executor, store, evaluations
+        self.running: dict[str, Job] = {}
+        self.latest: dict[str, Progress] = {}
+        self.stopping = False
+        self._waiting: dict[str, tuple[Job, set[str]]] = {}  # and the inputs it lacks
+        self._needed_by: dict[str, set[str]] = {}
+        self._tries: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self._waiting)
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self.running or job_id in self._waiting
+
+    def needs(self, job_id: str) -> bool:
+        """Whether a job in the queue has this one as an input."""
+        return bool(self._needed_by.get(job_id))
+
+    def add(self, job: Job) -> None:
+        """Have a job made, and before it what it lacks of its inputs. Raises `InputError` for an input known by its id alone."""
+        if job.id in self or self.stopping:
+            return
+        lacking = {each.id: each.job for each in job.inputs if each.job is None or not self.store.is_complete(each.job)}
+        for input_id, needed in lacking.items():
+            if needed is None:
+                raise InputError(f"job {job.id} has the input {input_id}, of which only the id is known; give the job itself")
+            self._needed_by.setdefault(input_id, set()).add(job.id)
+            self.add(needed)
+        if lacking:
+            self._waiting[job.id] = job, set(lacking)
+        else:
+            self._submit(job)
+
+    def stop(self) -> None:
+        """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
+        self.stopping = True
+        self.executor.stop()
+
+    def wait(self, timeout: float) -> list[Done | GivenUp]:
+        """Return what has ended, waiting at most `timeout` seconds for it."""
+        ended: list[Done | GivenUp] = []
+        for event in self.executor.events(timeout):
+            if isinstance(event, Progress):
+                self.latest[event.id] = event
+            else:
+                ended += self._end(event)
+        if self.stopping:
+            self._waiting.clear()
+        return ended
+
+    def _submit(self, job: Job) -> None:
+        self.running[job.id] = job
+        self._tries[job.id] += 1
+        self.executor.submit(Request(job, self.store, self.evaluations))
+
+    def _end(self, event: Ended) -> list[Done | GivenUp]:
+        job = self.running.pop(event.id)
+        self.latest.pop(event.id, None)
+        if event.outcome in ("finished", "diverged"):
+            result = load_fact(job.Result, self.store.folder(job).result)
+            return [Done(job, result, event.trained), *self._release(job, job.useless(result))]
+        if not self.stopping and event.outcome in ("failed", "killed", "preempted") and self._tries[job.id] < ATTEMPTS:
+            self._submit(job)
+            return []
+        interrupted = self.stopping and event.outcome == "preempted"
+        return self._give_up(job, None if interrupted else Failure(event.outcome, event.reason or "no reason given"))
+
+    def _release(self, job: Job, useless: str | None) -> list[GivenUp]:
+        """Submit what waited for this job alone; where no job can read it, give up what waits for it."""
+        given_up: list[GivenUp] = []
+        for waiting_id in sorted(self._needed_by.pop(job.id, ())):
+            if waiting_id not in self._waiting:
+                continue
+            waiting, lacking = self._waiting[waiting_id]
+            lacking.discard(job.id)
+            if useless:
+                del self._waiting[waiting_id]
+                given_up += self._give_up(waiting, Failure("failed", useless))
+            elif not lacking:
+                del self._waiting[waiting_id]
+                self._submit(waiting)
+        return given_up
+
+    def _give_up(self, job: Job, failure: Failure | None) -> list[GivenUp]:
+        given_up = [GivenUp(job, failure)]
+        for waiting_id in sorted(self._needed_by.pop(job.id, ())):
+            if waiting_id in self._waiting:
+                waiting, _ = self._waiting.pop(waiting_id)
+                why = Failure("failed", f"its input {job.id}: {failure.outcome}: {failure.reason}") if failure else None
+                given_up += self._give_up(waiting, why)
+        return given_up

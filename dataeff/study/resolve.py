@@ -1,0 +1,368 @@
+"""How a study stands: a pure function of what it asks for and what is recorded.
+
+    resolve(demand, results)  ->  the state of every cell, the jobs it wants now, what the rest is likely to cost
+
+A launch submits what is wanted, a plan prices what is left, and both show the same states. A cell starts when the cells it
+builds on have ended, moves when its stage is complete, and goes on from any recorded run of its own that is better than all it
+has; so what is wanted depends on results alone, never on timing. After a job has ended, `update` works out again only the
+cells that read its result, and those that build on them. Nothing here trains, waits or writes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from dataeff.errors import InputError, OffGridError
+from dataeff.facts.job import Job
+from dataeff.laws.fit import fit_power_law
+from dataeff.search.coordinate_descent import Certificate, certificate, certificate_columns, walk
+from dataeff.specs.grid import Point
+from dataeff.specs.spec import Input
+from dataeff.specs.study import Cell
+from dataeff.study.cost import typical_flops, typical_points
+from dataeff.study.demand import Demand
+from dataeff.study.results import Failure, Results, surface
+from dataeff.work.train import Train
+
+NO_LIMIT = {"points_do_not_fall", "alpha_at_lower_bound", "alpha_at_upper_bound", "e_at_zero"}  # as the SQL has it
+
+
+@dataclass(frozen=True)
+class Use:
+    """A run that a cell has used, at a point of its search or for its optimum, or an ensemble of such runs."""
+
+    job_id: str
+    role: str  # search | member | replicate | ensemble
+    number: int  # place of the point in the order of the search, from 0
+    point: Point
+
+
+@dataclass(frozen=True)
+class CellState:
+    """How one cell stands."""
+
+    cell: Cell  # with the axes that follow its base set, once its base has ended
+    state: str  # waiting | blocked | searching | certified | boundary | open
+    reason: str
+    starts: tuple[Point, ...] = ()
+    note: str | None = None
+    results: Mapping[Point, float] = field(default_factory=dict)  # in the order of the search, inf for a diverged run
+    certificate: Certificate | None = None
+    ended: bool = False  # nothing is left to search; what builds on it may start
+    stopped: str | None = None  # why the search ended without a certificate
+    origin: str = ""  # id of the cell whose search its optimum comes from
+    wanted: tuple[Job, ...] = ()
+    points_wanted: tuple[Point, ...] = ()
+    uses: tuple[Use, ...] = ()
+    runs_left: int = 0
+    flops_left: float = 0.0
+
+    @property
+    def best(self) -> Point | None:
+        return self.certificate.best if self.certificate else None
+
+    @property
+    def optimum(self) -> dict[str, float] | None:
+        """The values at its optimum, once its search has ended."""
+        return self.cell.grid.values(self.best) if self.ended and self.best is not None else None
+
+
+class Resolution:
+    """The states of a study's cells, by id, in the order in which they can start."""
+
+    def __init__(self, demand: Demand, results: Results) -> None:
+        self.demand, self.results = demand, results
+        self.states: dict[str, CellState] = {}
+        self._order = {cell_id: place for place, cell_id in enumerate(demand.cells)}
+        self._readers: dict[str, set[str]] = {}  # cells that read the result of a job, or the runs on a surface
+        self._children: dict[str, list[str]] = {}
+        self._run_ids: dict[object, tuple[str, ...]] = {}  # by cell and values of a point
+        for cell in demand.cells.values():
+            for parent in cell.builds_on:
+                self._children.setdefault(parent, []).append(cell.id)
+            self.states[cell.id] = self._resolve(cell)
+
+    def update(self, job_ids: Iterable[str], surfaces: Iterable[str] = ()) -> list[CellState]:
+        """Work out again what depends on these jobs, and on runs of these surfaces; return the states that have changed."""
+        stale = {cell_id for name in (*job_ids, *surfaces) for cell_id in self._readers.get(name, ())}
+        queue = [self._order[cell_id] for cell_id in stale]
+        heapq.heapify(queue)
+        names, changed = list(self._order), []
+        while queue:
+            cell_id = names[heapq.heappop(queue)]
+            if cell_id not in stale:
+                continue
+            stale.discard(cell_id)
+            before, state = self.states[cell_id], self._resolve(self.demand.cells[cell_id])
+            self.states[cell_id] = state
+            if state == before:
+                continue
+            changed.append(state)
+            for child in self._children.get(cell_id, ()):
+                if child not in stale:
+                    stale.add(child)
+                    heapq.heappush(queue, self._order[child])
+        return changed
+
+    def _resolve(self, cell: Cell) -> CellState:
+        return _CellResolver(self, cell).state()
+
+    def run_ids(self, cell: Cell, point: Point) -> tuple[str, ...]:
+        """Return the ids of the runs whose losses are a point's objective: hashing a spec costs more than all else here."""
+        key = (cell.id, cell.taught and str(cell.taught), tuple(cell.grid.values(point).items()))
+        if key not in self._run_ids:
+            self._run_ids[key] = tuple(run.id for run in self.demand.searched(cell, point))
+        return self._run_ids[key]
+
+    def reads(self, name: str, cell: Cell) -> None:
+        self._readers.setdefault(name, set()).add(cell.id)
+
+    def reading(self, job_id: str) -> list[CellState]:
+        """Return the states of the cells that read the result of a job."""
+        return [self.states[cell_id] for cell_id in self._readers.get(job_id, ())]
+
+    def is_finished(self, cell_id: str) -> bool:
+        """Whether a cell, and every cell that builds on it, has nothing left to do."""
+        state = self.states[cell_id]
+        return state.ended and not state.wanted and all(map(self.is_finished, self._children.get(cell_id, ())))
+
+
+def resolve(demand: Demand, results: Results) -> Resolution:
+    """Return how a study stands. The same demand on the same results is the same value."""
+    return Resolution(demand, results)
+
+
+class _CellResolver:
+    """Works out one cell's state from those of the cells it builds on."""
+
+    def __init__(self, resolution: Resolution, cell: Cell) -> None:
+        self.all, self.demand, self.results, self.cell = resolution, resolution.demand, resolution.results, cell
+        self.recipe = self.demand.recipe(cell)
+        self.parents = {
+            kind: resolution.states[parent]
+            for kind, parent in (("start", cell.neighbour), ("base", cell.base), ("teacher", cell.teacher))
+            if parent
+        }
+        self.failures: list[str] = []  # of jobs that stop this search
+
+    def state(self) -> CellState:
+        waiting = [state for state in self.parents.values() if not state.ended]
+        if waiting:
+            return self._idle("waiting", "; ".join(dict.fromkeys(_waits_for(state) for state in waiting)))
+        base, teacher = self.parents.get("base"), self.parents.get("teacher")
+        if base and self.recipe.tune is not None and base.optimum is None:
+            return self._idle("blocked", f"its base {base.cell.id} has no optimum")
+        optima = {state.cell.id: state.optimum for state in self.parents.values()}
+        cell, starts, note = self.demand.place(self.cell, optima)
+        if teacher:
+            members, problem = self._teachers(teacher)
+            if problem:
+                return self._idle(*problem)
+            cell = self.demand.taught(cell, members)
+        self.cell = cell
+        return self._search(starts, note)
+
+    def _idle(self, state: str, reason: str) -> CellState:
+        blocked = state == "blocked"
+        idle = CellState(self.cell, state, reason, note=reason if blocked else None, ended=blocked, origin=self.cell.id)
+        return idle if blocked else self._with_cost(idle)
+
+    def _teachers(self, teacher: CellState) -> tuple[list[Input], tuple[str, str] | None]:
+        """Return the members that teach, or why they cannot (state, reason)."""
+        if teacher.optimum is None:
+            return [], ("blocked", f"its teacher {teacher.cell.id} has no optimum")
+        for run in self.demand.members(teacher.cell, teacher.best):
+            loss = self._loss(run.id)
+            if loss == math.inf:
+                return [], ("blocked", f"its teacher {teacher.cell.id} has a diverged member")
+            if loss is None:
+                failure = self.results.failures.get(run.id)
+                why = f", whose run {run.id} ended so: {failure.outcome}: {failure.reason}" if failure else ""
+                return [], ("waiting", f"waits for the members of its teacher {teacher.cell.id}{why}")
+        return self.demand.member_inputs(teacher.cell, teacher.best), None
+
+    # -- reading results ----------------------------------------------------------------------------------------
+
+    def _loss(self, run_id: str) -> float | None:
+        self.all.reads(run_id, self.cell)
+        return self.results.loss(run_id)
+
+    def _failure(self, job_id: str) -> Failure | None:
+        self.all.reads(job_id, self.cell)
+        return self.results.failures.get(job_id)
+
+    def _value(self, point: Point) -> float | None:
+        """Return what the search minimises at a point: inf where a run diverged or did not fit, None if it is not recorded."""
+        run_ids = self.all.run_ids(self.cell, point)
+        losses = [self._loss(run_id) for run_id in run_ids]
+        if None in losses:
+            return math.inf if self._did_not_fit(point) else None
+        if self.recipe.objective == "single" or math.inf in losses:
+            return max(losses)
+        ensemble = self.demand.ensemble(self.cell, point)
+        self.all.reads(ensemble.id, self.cell)
+        result = self.results.ensemble(ensemble.id)
+        if result is None:
+            return math.inf if self._did_not_fit(point) else None
+        return limit_of_members(result.curve(self.recipe.averaging), self.recipe.members)
+
+    def _did_not_fit(self, point: Point) -> bool:
+        jobs = list(self.all.run_ids(self.cell, point))
+        if self.recipe.objective == "K":
+            jobs.append(self.demand.ensemble(self.cell, point).id)
+        failures = [self._failure(job_id) for job_id in jobs]
+        return any(failure and failure.outcome == "out_of_memory" for failure in failures)
+
+    def _others(self) -> Iterator[Point]:
+        """Yield the points of the grid at which anyone has recorded a run."""
+        grid = self.cell.grid
+        if grid.size == 1:
+            return
+        name, own = surface(self.demand.searched(self.cell, grid.middle)[0].model_dump())
+        self.all.reads(name, self.cell)
+        for _, axes in self.results.runs_on(name):
+            if all(axes[axis] == own[axis] for axis in own if axis not in grid.axes):
+                try:
+                    yield grid.point(axes)
+                except OffGridError:
+                    continue
+
+    # -- the search ---------------------------------------------------------------------------------------------
+
+    @property
+    def _limit(self) -> int | None:
+        return self.demand.study.resources.max_runs_per_cell
+
+    def _search(self, starts: tuple[Point, ...], note: str | None) -> CellState:
+        grid, width = self.cell.grid, self.demand.study.resources.points_in_flight
+        results, needed = walk(self._value, grid, starts, width, self._limit, self._others)
+        too_large = {point for point, loss in results.items() if loss == math.inf and self._did_not_fit(point)}
+        judged = {point: loss for point, loss in results.items() if point not in too_large}
+        if too_large and not any(loss < math.inf for loss in judged.values()):
+            needed = []  # what does not fit anywhere is not tried all over the grid
+        wanted = [job for point in needed for job in self._jobs_at(point)]
+        ended = not needed
+        best = certificate(judged, grid)
+        state = CellState(
+            self.cell,
+            "searching" if wanted else "open",
+            f"{len(results)} points of its search are recorded",
+            starts,
+            note,
+            results,
+            best,
+            ended,
+            self._stopped(results, best, too_large, ended),
+            self.cell.id,
+            tuple(wanted),
+            tuple(needed),
+        )
+        if ended:
+            return self._after(state)
+        if self.failures:
+            state = replace(state, reason="; ".join(self.failures), stopped="; ".join(self.failures))
+        return self._with_cost(replace(state, uses=tuple(self._uses(results))))
+
+    def _jobs_at(self, point: Point) -> list[Job]:
+        """Return what a point still lacks and can be made now."""
+        runs = [run for run in self.demand.searched(self.cell, point) if self._loss(run.id) is None]
+        jobs: list[Job] = runs
+        if not runs:
+            jobs = [self.demand.ensemble(self.cell, point)]
+        failed = {job.id: failure for job in jobs if (failure := self._failure(job.id))}
+        self.failures += [f"{job_id}: {failure.outcome}: {failure.reason}" for job_id, failure in failed.items()]
+        return [] if failed else jobs
+
+    def _stopped(self, results: Mapping[Point, float], best: Certificate, too_large: set[Point], ended: bool) -> str | None:
+        if ended and too_large:
+            return f"{len(too_large)} of its points did not fit into memory"
+        if ended and self._limit is not None and len(results) >= self._limit and best.state == "open":
+            return f"its {self._limit} runs are used up"
+        return None
+
+    def _after(self, state: CellState) -> CellState:
+        """The search has ended: its optimum is repeated under other seeds, or its members gathered."""
+        best, grid = state.certificate, self.cell.grid
+        wanted, problems = self._wanted_at_optimum(best.best) if best.best is not None else ([], [])
+        note = "; ".join(filter(None, [state.note, *problems])) or None
+        columns = certificate_columns(best, state.results, grid)
+        name, origin = best.state, self.cell.id
+        reason = state.stopped if best.best is None and state.stopped else columns["reason"]
+        base = self.parents.get("base")
+        if base and self.recipe.tune == [] and grid.size == 1:
+            origin = base.origin
+            if name == "certified":
+                name, reason = base.state, f"follows {base.cell.recipe}: {base.reason}"
+        runs = [job for job in wanted if isinstance(job, Train)]
+        return replace(
+            state,
+            state=name,
+            reason=reason,
+            note=note,
+            origin=origin,
+            wanted=tuple(wanted),
+            uses=tuple(self._uses(state.results, best.best)),
+            runs_left=len(runs),
+            flops_left=float(sum(run.flops for run in runs)),
+        )
+
+    def _wanted_at_optimum(self, best: Point) -> tuple[list[Job], list[str]]:
+        """Return the repeats or members that an optimum lacks, then their ensemble, and why some of it cannot be had."""
+        lacking = [run for run in self.demand.repeats(self.cell, best) if self._loss(run.id) is None]
+        ensemble = self.demand.ensemble(self.cell, best)
+        jobs: list[Job] = list(lacking)
+        if ensemble and not lacking:
+            if math.inf in [self._loss(run.id) for run in self.demand.members(self.cell, best)]:
+                return [], ["a member of the optimum diverged: it has no ensemble"]
+            self.all.reads(ensemble.id, self.cell)
+            jobs = [] if ensemble.id in self.results else [ensemble]
+        failed = {job.id: failure for job in jobs if (failure := self._failure(job.id))}
+        problems = [f"{job.kind} {job.id}: {failed[job.id].reason}" for job in jobs if job.id in failed]
+        return [job for job in jobs if job.id not in failed], problems
+
+    def _uses(self, results: Mapping[Point, float], optimum: Point | None = None) -> Iterator[Use]:
+        """Yield the recorded jobs behind the points of the search, and behind its optimum."""
+        jobs: dict[str, Use] = {}
+        for number, point in enumerate(results):
+            for place, run_id in enumerate(self.all.run_ids(self.cell, point)):
+                jobs.setdefault(run_id, Use(run_id, "member" if place else "search", number, point))
+            if self.recipe.objective == "K":
+                ensemble = self.demand.ensemble(self.cell, point)
+                jobs.setdefault(ensemble.id, Use(ensemble.id, "ensemble", number, point))
+        if optimum is not None:
+            number = list(results).index(optimum)
+            role = "member" if len(self.demand.members(self.cell, optimum)) > 1 else "replicate"
+            for run in self.demand.repeats(self.cell, optimum):
+                jobs.setdefault(run.id, Use(run.id, role, number, optimum))
+            if ensemble := self.demand.ensemble(self.cell, optimum):
+                jobs.setdefault(ensemble.id, Use(ensemble.id, "ensemble", number, optimum))
+        return (use for job_id, use in jobs.items() if job_id in self.results)
+
+    def _with_cost(self, state: CellState) -> CellState:
+        """Add the runs that a search which goes on is likely to need, and their FLOPs."""
+        middle = self.cell.grid.middle
+        each = len(self.demand.searched(self.cell, middle))
+        runs = max(1, typical_points(self.cell, self._limit) - len(state.results)) * each
+        runs += len(self.demand.repeats(self.cell, middle)) if each == 1 else 0
+        return replace(state, runs_left=runs, flops_left=runs * typical_flops(self.demand, self.cell))
+
+
+def _waits_for(state: CellState) -> str:
+    why = f", which stopped: {state.stopped}" if state.stopped and not state.ended else ""
+    return f"waits for {state.cell.id}{why}"
+
+
+def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
+    """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
+    all members where the points show no limit (the view `ensemble_asymptote` does the same); inf where that is not finite.
+    """
+    if not curve or curve[-1][0] < members:
+        return math.inf
+    try:
+        fit = fit_power_law(*zip(*curve, strict=True))
+    except InputError:  # fewer than three points
+        return curve[-1][1]
+    return curve[-1][1] if NO_LIMIT & set(fit.warnings) else fit.law.e

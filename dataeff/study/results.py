@@ -1,0 +1,86 @@
+"""Results: what came of the jobs of a store, as far as a search reads it.
+
+A run's result is its validation loss in nats per token, infinite where it diverged. Runs are found by their id, and by all
+they have in common with others but the axes: so a cell sees what anyone trained on its grid. Failures are of one launch, and
+no facts: the next launch tries again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dataeff.facts.job import Fact, Job, Outcome
+from dataeff.specs.identity import canonical_json
+from dataeff.specs.recipe import AXES
+from dataeff.specs.run import ModelSpec, RunSpec
+from dataeff.work.ensemble import EnsembleResult
+from dataeff.work.train import Train
+
+_RUN_DEFAULTS = {name: field.default for name, field in RunSpec.model_fields.items()}
+_MODEL_DEFAULTS = {name: field.default for name, field in ModelSpec.model_fields.items()}
+
+Axes = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a job ended that was given up."""
+
+    outcome: Outcome
+    reason: str
+
+
+class Results:
+    """What is recorded, by job id. Only `add`, `add_run` and `fail` change it."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, Failure] = {}
+        self._losses: dict[str, float] = {}
+        self._others: dict[str, Fact | None] = {}
+        self._by_surface: dict[str, dict[str, Axes]] = {}  # axes of each run
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._losses or job_id in self._others
+
+    def loss(self, run_id: str) -> float | None:
+        """Return the loss of a run, None where it is not recorded."""
+        return self._losses.get(run_id)
+
+    def ensemble(self, ensemble_id: str) -> EnsembleResult | None:
+        return self._others.get(ensemble_id)
+
+    def add(self, job: Job, result: Fact) -> str | None:
+        """Take in what a job left; return the surface that a run lies on."""
+        self.failures.pop(job.id, None)
+        if isinstance(job, Train):
+            return self.add_run(job.id, job.model_dump(), result.val_loss)
+        self._others[job.id] = result if isinstance(result, EnsembleResult) else None
+        return None
+
+    def add_run(self, run_id: str, spec: Mapping[str, Any], val_loss: float | None) -> str:
+        """Take in a run by its dumped spec; None as its loss means that it diverged."""
+        self._losses[run_id] = math.inf if val_loss is None else val_loss
+        name, axes = surface(spec)
+        self._by_surface.setdefault(name, {})[run_id] = axes
+        return name
+
+    def add_job(self, job_id: str, result: Fact | None) -> None:
+        """Take in the result of a job that is no run; None for one that no search reads."""
+        self._others[job_id] = result
+
+    def fail(self, job_id: str, failure: Failure) -> None:
+        self.failures[job_id] = failure
+
+    def runs_on(self, name: str) -> Iterator[tuple[str, Axes]]:
+        """Yield id and axes of every recorded run on a surface."""
+        return iter(self._by_surface.get(name, {}).items())
+
+
+def surface(spec: Mapping[str, Any]) -> tuple[str, Axes]:
+    """Return the loss surface a dumped RunSpec lies on, named by all of it but the axes, and its place there."""
+    rest = {name: value for name, value in spec.items() if name not in AXES and value != _RUN_DEFAULTS.get(name)}
+    rest["model"] = {name: value for name, value in spec["model"].items() if value != _MODEL_DEFAULTS.get(name)}
+    return canonical_json(rest), {axis: spec.get(axis, _RUN_DEFAULTS[axis]) for axis in AXES}

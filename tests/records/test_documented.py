@@ -1,0 +1,48 @@
+"""What the README of the database says of its columns, units and questions."""
+
+from __future__ import annotations
+
+import pytest
+
+from dataeff.records import documented
+from dataeff.share import shared_folder
+
+
+@pytest.fixture
+def connection(database):
+    with database.write():
+        pass
+    with database.read() as connection:
+        yield connection
+
+
+def test_every_column_of_every_table_and_view_has_a_meaning(connection):
+    names, rows = documented.columns(connection)
+    assert names == ["table or view", "column", "type", "meaning"]
+    assert len(rows) > 300 and [row[:2] for row in rows if not row[3]] == []
+
+
+def test_the_comment_of_a_column_is_its_meaning(connection):
+    comments = "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL"
+    for table, column, comment in connection.execute(comments).fetchall():
+        assert documented.meanings()[table, column] == comment
+
+
+def test_every_macro_is_in_the_readme(connection):
+    text = (shared_folder("db") / "README.md").read_text(encoding="utf-8")
+    for (name,) in connection.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal").fetchall():
+        assert f"`{name}(" in text
+
+
+def test_columns_have_the_units_of_the_readme():
+    units = documented.units()
+    assert [units[name] for name in ("val_loss", "seed_tokens", "wall_seconds", "training_flops", "data_efficiency")] == [
+        "nats/token", "tokens", "s", "FLOPs", "ratio"
+    ]  # fmt: skip
+    assert units.keys().isdisjoint({"lr", "epochs", "recipe"})
+
+
+def test_every_question_runs_on_a_database_without_runs(connection):
+    assert len(documented.questions()) > 5
+    for question in documented.questions():
+        connection.execute(question.text).fetchall()
