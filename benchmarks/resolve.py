@@ -41,6 +41,7 @@ def study(cells: int) -> Demand:
             "question": "how long does it take?",
             "seed_tokens": [1024 * (n + 1) for n in range(max(1, cells // 100))],
             "sizes": [{"name": f"n{n}", "hidden": 2 * (n + 4), **shape} for n in range(50)],
+            "seeds": [0, 1, 2, 3, 4],
             "tokenizer": {"kind": "bpe", "vocabulary": 300},
             "training": {"context_length": 16, "batch_size": 8, "validation_sequences": 8, "precision": "float32"},
             "grid": {"lr": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "weight_decay": [0.1, 0.4, 1.6], "epochs": [1.0, 2.0, 4.0, 8.0]},

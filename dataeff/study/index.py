@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 
-from dataeff.errors import SchemaError
+from dataeff.errors import NotFoundError, SchemaError
 from dataeff.facts.job import Fact
 from dataeff.facts.store import Store, load_fact, recorded_attempts, write_atomically
 from dataeff.records.exchange import is_export, record_export
@@ -160,9 +160,12 @@ def cell_row(demand: Demand, state: CellState) -> dict[str, Any]:
 def rebuild(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:
     """Make the database anew from the store beside it, and put it in place of the old one; return where that was moved to.
 
-    Raises `InputError` for a fact that is not whole, or a kind of job that is not known here: the old file stays as it is then.
+    Raises `NotFoundError` where there are no files, `InputError` for a fact that is not whole, or a kind of job that is not known
+    here: the old file stays as it is then.
     """
     store = Store.beside(database.path)
+    if not store.path.is_dir():
+        raise NotFoundError(f"there is no folder {store.path} to make {database.path} from; name another file with --database")
     store.require_known_kinds()
     new = Database(database.path.with_name(f".{database.path.name}.new"))
     new.path.unlink(missing_ok=True)

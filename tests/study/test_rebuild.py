@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.conftest import dataeff, write_tiny_study
+from tests.conftest import dataeff
 
 PUBLISHED = Path(__file__).parents[1] / "records" / "published_209m.csv"
 MAPPING = ("--study", "published", "--map", "parameters_total=parameters_nominal", "--baseline", "standard")
@@ -78,7 +78,9 @@ def test_an_older_database_whose_rows_are_nowhere_else_is_kept(tmp_path):
     with duckdb.connect(database) as connection:  # as versions with numbered migrations made it
         connection.execute("CREATE TABLE schema_migration (version INT); CREATE TABLE run (run_id VARCHAR)")
         connection.execute("INSERT INTO run VALUES ('abc')")
-    write_tiny_study(tmp_path / "study")
+    refused = dataeff("rebuild", cwd=tmp_path)
+    assert refused.returncode == 2 and "there is no folder dataeff.files to make dataeff.duckdb from" in refused.stderr
+    (tmp_path / "dataeff.files").mkdir()
     done = dataeff("rebuild", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with duckdb.connect(tmp_path / "dataeff.previous1.duckdb", read_only=True) as connection:
