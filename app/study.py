@@ -55,6 +55,8 @@ def show_standing(study: str, attempts: list[dict[str, Any]], live: str | None) 
 def time_left(study: str, at_once: int) -> str:
     """Say what the rest is likely to take."""
     left = page.read(progress.time_left, study)
+    if left["unknown"]:
+        return f"What {left['unknown']:,} imported cells lack is not known here."
     if not left["cells"]:
         return "Nothing is left to train."
     runs = f"About {left['runs']:,} runs are left, {left['flops']:.2g} FLOPs"

@@ -81,7 +81,7 @@ WITH speed AS (
     SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
     WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY parameters_total
 )
-SELECT count(*) FILTER (flops_left > 0) AS cells, sum(runs_left)::BIGINT AS runs, sum(flops_left) AS flops,
+SELECT count(*) FILTER (flops_left > 0) AS cells, count(*) FILTER (flops_left IS NULL) AS unknown, sum(runs_left)::BIGINT AS runs, sum(flops_left) AS flops,
     sum(flops_left / coalesce(speed.speed, (SELECT median(speed) FROM speed))) AS seconds
 FROM cell LEFT JOIN speed USING (parameters_total) WHERE study = $1
 """
@@ -105,7 +105,7 @@ def failures(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[str
 
 def time_left(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return what is likely to be left, as the launch resolved it: cells, runs, FLOPs, and seconds of one worker at the speed of
-    the recorded runs; NULL seconds where no run is recorded.
+    the recorded runs, NULL where no run is recorded; `unknown` counts imported cells of which it is not known.
     """
     return records(connection, LEFT, [study])[0]
 
