@@ -81,7 +81,8 @@ WITH speed AS (
     SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
     WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY parameters_total
 )
-SELECT count(*) FILTER (flops_left > 0) AS cells, count(*) FILTER (flops_left IS NULL) AS unknown, sum(runs_left)::BIGINT AS runs, sum(flops_left) AS flops,
+SELECT count(*) FILTER (flops_left > 0) AS cells, count(*) FILTER (flops_left IS NULL) AS unknown,
+    sum(runs_left)::BIGINT AS runs, sum(flops_left) AS flops,
     sum(flops_left / coalesce(speed.speed, (SELECT median(speed) FROM speed))) AS seconds
 FROM cell LEFT JOIN speed USING (parameters_total) WHERE study = $1
 """
