@@ -217,7 +217,7 @@ def report(
 ) -> None:
     """Write a study's answer to a file, with figures.
 
-    Also what is in doubt, how it was done, what it cost, and the SQL behind each number.
+    Also caveats, methods, cost, and the SQL behind each number.
 
     \b
     Example: dataeff report quickstart -o report.html

@@ -73,7 +73,7 @@ class Executor:
 
     def stop(self) -> None:
         """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it,
-        in the middle of anything, so what there is to do is left to the next `events()`.
+        in the middle of anything, so the work is left to the next `events()`.
         """
         self._stopped = True
 

@@ -1,4 +1,4 @@
-"""Identity: two equal specs are one run, whoever asks, on whatever machine.
+"""Identity: two equal specs are one run, in every study and on every machine.
 
 A run id is a hash of canonical JSON: sorted keys, no spaces, shortest round-trip floats. Only values whose
 bytes are the same everywhere may enter: None, bool, int, finite float, str, and lists and dicts of them.

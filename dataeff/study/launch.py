@@ -46,7 +46,7 @@ from dataeff.work.train import Train
 
 FIRST_WRITE_SECONDS = 60.0
 FLUSH_SECONDS = 2.0  # between write transactions, so that writing costs the workers next to nothing
-LAST_FLUSH_SECONDS = 10.0  # for a launch that is told to stop while another program holds the database
+LAST_FLUSH_SECONDS = 10.0  # for a launch that is stopped while another program holds the database
 FIT_SECONDS = 60.0  # between fits of the study as it stands, or twenty times what they take
 
 
