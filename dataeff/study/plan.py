@@ -19,7 +19,7 @@ from dataeff.study.cost import Speed
 from dataeff.study.demand import Demand
 from dataeff.study.index import load_results
 from dataeff.study.launch import check_budgets
-from dataeff.study.resolve import Resolution, resolve
+from dataeff.study.resolve import CellState, Resolution, resolve
 from dataeff.study.results import Results
 
 COLUMNS = ("recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours")
@@ -76,10 +76,10 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
         for kind, folder in folders:
             if folder.result.exists():
                 results.add(*read_job(kind, folder))
-    resolution, workers = resolve(demand, results), default_workers()
-    speed = Speed.of(recorded_speeds, bool(usable_gpus()))
-    rows = [_row(resolution, cell_id, speed.seconds(demand, state) / workers) for cell_id, state in resolution.states.items()]
-    states = resolution.states.values()
+    workers, speed = default_workers(), Speed.of(recorded_speeds, bool(usable_gpus()))
+    now, estimate = resolve(demand, results).states, resolve(demand, results, provisional=True)
+    states = estimate.states.values()
+    rows = [_row(demand, now[state.cell.id], state, speed.seconds(demand, state) / workers) for state in states]
     return Plan(
         rows,
         sum(state.runs_left for state in states),
@@ -87,7 +87,7 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
         sum(speed.seconds(demand, state) for state in states) / workers,
         workers,
         speed.source,
-        _changes(resolution, before) if before else None,
+        _changes(estimate, before) if before else None,
         note,
     )
 
@@ -95,12 +95,11 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
 RECORDED_CELLS = "SELECT cell_id, axes, best, search_ended_at IS NOT NULL AS ended FROM cell WHERE study = $1"
 
 
-def _row(resolution: Resolution, cell_id: str, seconds: float) -> tuple[Any, ...]:
-    state = resolution.states[cell_id]
-    cell = state.cell
-    parameters = resolution.demand.study.model(cell.size, resolution.demand.vocabulary).parameters_total
+def _row(demand: Demand, now: CellState, estimate: CellState, seconds: float) -> tuple[Any, ...]:
+    cell = now.cell
+    parameters = demand.study.model(cell.size, demand.vocabulary).parameters_total
     where = (cell.recipe, cell.seed_tokens, cell.size.name, parameters, cell.grid.size)
-    return *where, state.state, len(state.results), state.runs_left, state.flops_left, seconds / 3600
+    return *where, now.state, len(estimate.results), estimate.runs_left, estimate.flops_left, seconds / 3600
 
 
 def _recorded_cells(rows: list[dict[str, Any]]) -> dict[str, dict[str, float] | None]:
@@ -115,6 +114,6 @@ def _recorded_cells(rows: list[dict[str, Any]]) -> dict[str, dict[str, float] | 
 def _changes(resolution: Resolution, before: dict[str, dict[str, float] | None]) -> Changes:
     states = resolution.states
     both = states.keys() & before.keys()
-    again = sum(before[cell_id] is not None and before[cell_id] != states[cell_id].optimum for cell_id in both)
+    again = sum(before[cell_id] is not None and before[cell_id] != states[cell_id].optimum for cell_id in both)  # None: goes on
     used = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
     return Changes(len(both) - again, again, len(states.keys() - before.keys()), len(before.keys() - states.keys()), len(used))

@@ -73,8 +73,8 @@ class CellState:
 class Resolution:
     """The states of a study's cells, by id, in the order in which they can start."""
 
-    def __init__(self, demand: Demand, results: Results) -> None:
-        self.demand, self.results = demand, results
+    def __init__(self, demand: Demand, results: Results, provisional: bool = False) -> None:
+        self.demand, self.results, self.provisional = demand, results, provisional
         self.states: dict[str, CellState] = {}
         self._order = {cell_id: place for place, cell_id in enumerate(demand.cells)}
         self._readers: dict[str, set[str]] = {}  # cells that read the result of a job, or the runs on a surface
@@ -130,9 +130,13 @@ class Resolution:
         return state.ended and not state.wanted and all(map(self.is_finished, self._children.get(cell_id, ())))
 
 
-def resolve(demand: Demand, results: Results) -> Resolution:
-    """Return how a study stands. The same demand on the same results is the same value."""
-    return Resolution(demand, results)
+def resolve(demand: Demand, results: Results, provisional: bool = False) -> Resolution:
+    """Return how a study stands. The same demand on the same results is the same value.
+
+    In a `provisional` one no cell waits for another that has any result: it builds on the best that is recorded so far. That
+    is what a plan prices; a launch waits.
+    """
+    return Resolution(demand, results, provisional)
 
 
 class _CellResolver:
@@ -149,13 +153,13 @@ class _CellResolver:
         self.failures: list[str] = []  # of jobs that stop this search
 
     def state(self) -> CellState:
-        waiting = [state for state in self.parents.values() if not state.ended]
+        waiting = [state for state in self.parents.values() if not state.ended and self._optimum(state) is None]
         if waiting:
             return self._idle("waiting", "; ".join(dict.fromkeys(_waits_for(state) for state in waiting)))
         base, teacher = self.parents.get("base"), self.parents.get("teacher")
-        if base and self.recipe.tune is not None and base.optimum is None:
+        if base and self.recipe.tune is not None and self._optimum(base) is None:
             return self._idle("blocked", f"its base {base.cell.id} has no optimum")
-        optima = {state.cell.id: state.optimum for state in self.parents.values()}
+        optima = {state.cell.id: self._optimum(state) for state in self.parents.values()}
         cell, starts, note = self.demand.place(self.cell, optima)
         if teacher:
             members, problem = self._teachers(teacher)
@@ -165,6 +169,12 @@ class _CellResolver:
         self.cell = cell
         return self._search(starts, note)
 
+    def _optimum(self, state: CellState) -> dict[str, float] | None:
+        """The optimum of a cell this one builds on; of a provisional resolution the best that is recorded so far."""
+        if self.all.provisional and state.best is not None:
+            return state.cell.grid.values(state.best)
+        return state.optimum
+
     def _idle(self, state: str, reason: str) -> CellState:
         blocked = state == "blocked"
         idle = CellState(self.cell, state, reason, note=reason if blocked else None, ended=blocked, origin=self.cell.id)
@@ -172,7 +182,7 @@ class _CellResolver:
 
     def _teachers(self, teacher: CellState) -> tuple[list[Input], tuple[str, str] | None]:
         """Return the members that teach, or why they cannot (state, reason)."""
-        if teacher.optimum is None:
+        if self._optimum(teacher) is None:
             return [], ("blocked", f"its teacher {teacher.cell.id} has no optimum")
         for run in self.demand.members(teacher.cell, teacher.best):
             loss = self._loss(run.id)
@@ -239,6 +249,8 @@ class _CellResolver:
     def _search(self, starts: tuple[Point, ...], note: str | None) -> CellState:
         grid, width = self.cell.grid, self.demand.study.resources.points_in_flight
         results, needed = walk(self._value, grid, starts, width, self._limit, self._others)
+        if needed and self.all.provisional:
+            results |= {point: loss for point in self._others() if (loss := self._value(point)) is not None}
         too_large = {point for point, loss in results.items() if loss == math.inf and self._did_not_fit(point)}
         judged = {point: loss for point, loss in results.items() if point not in too_large}
         if too_large and not any(loss < math.inf for loss in judged.values()):

@@ -191,3 +191,18 @@ def test_a_better_run_of_another_study_opens_the_certificates_of_those_that_have
         WHERE cell.state IN ('certified', 'boundary') AND run.val_loss < best_loss
             AND list_contains(json_extract(axes, '$.epochs')::DOUBLE[], run.epochs)""")
     assert beaten == [(0,)]
+
+
+def test_plan_says_what_a_changed_study_changes(folder):
+    first = launch(small(folder))
+    unchanged = plan(small(folder), Database(Path("runs.duckdb"))).changes
+    assert (unchanged.kept, unchanged.searched_again, unchanged.new, unchanged.dropped) == (len(first.states), 0, 0, 0)
+    assert unchanged.runs_reused == first.trained
+    wider = plan(small(folder, grid={**SMALL["grid"], "lr": [1e-2, 3e-2, 1e-1]}), Database(Path("runs.duckdb")))
+    assert wider.changes.kept + wider.changes.searched_again == len(first.states)
+    assert wider.changes.runs_reused == first.trained  # also of cells that wait for others
+    assert 0 < wider.runs
+    smaller = small(folder)
+    declared = smaller.spec.model_dump() | {"sizes": smaller.spec.model_dump()["sizes"][:1], "seed_tokens": [1024, 2048]}
+    other = plan(Study(StudySpec.model_validate(declared)), Database(Path("runs.duckdb"))).changes
+    assert (other.new, other.dropped) == (2, 2)
