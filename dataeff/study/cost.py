@@ -15,7 +15,7 @@ from dataeff.specs.study import Cell
 from dataeff.study.demand import Demand
 
 if TYPE_CHECKING:
-    from dataeff.study.resolve import CellState, Resolution
+    from dataeff.study.resolve import CellState
 
 # Assumed FLOP/s of a worker before anything was recorded: a CPU core on tiny models, measured at 1.5e10 to 4e10 on a
 # 2020s server core; a GPU at 40% of an H100's dense bfloat16 peak of 9.9e14.
@@ -59,8 +59,3 @@ class Speed:
         """Return the seconds that one worker needs for what a cell lacks."""
         parameters = demand.study.model(state.cell.size, demand.vocabulary).parameters_total
         return state.flops_left / self.by_parameters.get(parameters, self.usual)
-
-
-def seconds_left(resolution: Resolution, speed: Speed, workers: int) -> float:
-    """Return the seconds that all cells need, with so many workers."""
-    return sum(speed.seconds(resolution.demand, state) for state in resolution.states.values()) / workers

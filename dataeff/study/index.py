@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import duckdb
+from filelock import FileLock, Timeout
 
 from dataeff.errors import NotFoundError, SchemaError
 from dataeff.facts.job import Fact
@@ -198,10 +200,19 @@ def index_study(database: Database, fact: StudyFact, timeout: float = 30.0) -> t
 
 
 def index_studies(database: Database, corpus: str | None = None, besides: str | None = None) -> None:
-    """Resolve the launched studies again, those on one corpus or all: runs recorded since may be better than their optima."""
-    for fact in study_facts(Store.beside(database.path)):
+    """Resolve the launched studies again, those on one corpus or all: runs recorded since may be better than their optima. One
+    that is being launched is left to its launch.
+    """
+    store = Store.beside(database.path)
+    for fact in study_facts(store):
         if corpus in (None, fact.corpus) and fact.spec.name != besides:
-            index_study(database, fact)
+            with suppress(Timeout), study_lock(store, fact.spec.name):
+                index_study(database, fact)
+
+
+def study_lock(store: Store, name: str) -> FileLock:
+    """Return the lock that a launch of a study holds; acquiring it raises `Timeout` at once where another has it."""
+    return FileLock(store.path / f"{name}.lock", timeout=0)
 
 
 def bring_up_to_date(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:

@@ -36,6 +36,7 @@ from dataeff.study.index import (
     index_studies,
     index_study,
     study_file,
+    study_lock,
     write_cells,
     write_study,
 )
@@ -93,7 +94,7 @@ class Launch:
 
     def _claim(self) -> FileLock:
         """Hold the study for as long as this object lives."""
-        lock = FileLock(self.store.path / f"{self.spec.name}.lock", timeout=0)
+        lock = study_lock(self.store, self.spec.name)
         try:
             lock.acquire()
         except Timeout:

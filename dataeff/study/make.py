@@ -26,7 +26,7 @@ def missing_jobs(jobs: Iterable[Job], store: Store) -> list[Job]:
         missing[job.id] = job
 
     for job in jobs:
-        visit(job, store.folder(job).result.exists())
+        visit(job, store.has_result(job))
     return list(missing.values())
 
 
