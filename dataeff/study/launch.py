@@ -76,6 +76,8 @@ class Launch:
         self.began = time.monotonic()
         self.trained = self.flops_trained = 0
         self.failures: list[str] = []
+        self._trained_ids: set[str] = set()
+        self._used_ids: set[str] = set()  # runs of cells
         self.database_busy_since: float | None = None
         self.fits_failed: str | None = None  # why the intervals are not those of the runs there are
         self._done: dict[str, tuple[Job, Fact | None]] = {}  # to be recorded
@@ -89,7 +91,6 @@ class Launch:
         except BaseException:
             self._lock.release()  # a notebook keeps the traceback, and with it this object
             raise
-        self.reused = len({use.job_id for state in self.states.values() for use in state.uses if use.role != "ensemble"})
         self.queue = Queue(executor, self.store, self.spec.resources.evaluations)
 
     def _claim(self) -> FileLock:
@@ -131,6 +132,11 @@ class Launch:
         return self.resolution.states
 
     @property
+    def reused(self) -> int:
+        """Number of runs that cells use and this launch did not train."""
+        return len(self._used_ids - self._trained_ids)
+
+    @property
     def stopping(self) -> bool:
         return self.queue.stopping
 
@@ -164,6 +170,7 @@ class Launch:
     def _submit(self, states: Iterable[CellState]) -> None:
         """Have what these cells want made, and show Optuna where they stand."""
         for state in states:
+            self._used_ids |= {use.job_id for use in state.uses if use.role != "ensemble"}
             if state.starts:
                 cell = state.cell
                 self._studies.update(cell.id, cell.grid, state.starts, state.results, state.points_wanted)
@@ -181,7 +188,7 @@ class Launch:
                 if isinstance(job, Train):
                     self.trained += event.worked
                     self.flops_trained += job.flops * event.worked
-                    self.reused += not event.worked
+                    self._trained_ids |= {job.id} if event.worked else set()
             elif event.failure:
                 results.fail(job.id, event.failure)
                 self._done.setdefault(job.id, (job, None))
