@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Literal
+
+from pydantic import model_validator
 
 from dataeff.facts.job import Fact
 
@@ -53,3 +56,9 @@ class RunResult(Fact):
     started_at: datetime
     ended_at: datetime
     weights_bytes: int | None
+
+    @model_validator(mode="after")
+    def _finished_with_a_loss(self) -> RunResult:
+        if self.status == "finished" and (self.val_loss is None or not math.isfinite(self.val_loss)):
+            raise ValueError(f"a finished run has a finite validation loss, and this one has {self.val_loss}")
+        return self

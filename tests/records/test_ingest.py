@@ -163,6 +163,13 @@ def test_a_damaged_folder_is_named_and_nothing_of_the_batch_is_recorded(database
     assert rows(database, "run") == []
 
 
+def test_a_finished_run_without_a_loss_is_refused(database, store):
+    folder = write_run(store, run_spec())
+    write_atomically(folder.result, json.dumps(json.loads(folder.result.read_text()) | {"val_loss": None}))
+    with pytest.raises(InputError, match="a finished run has a finite validation loss"), database.write() as connection:
+        ingest(connection, [folder])
+
+
 def test_a_folder_that_is_not_of_its_run_is_refused(database, store):
     folder = write_run(store, run_spec())
     moved = folder.path.rename(folder.path.with_name("0123456789abcdef"))
