@@ -17,8 +17,7 @@ import duckdb
 from dataeff.errors import InputError
 from dataeff.facts.job import Attempt, Fact, Job, job_class
 from dataeff.facts.store import JobFolder, Store, load_fact
-
-KEYS = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of the tables that name jobs
+from dataeff.records.queries import JOB_TABLES, recorded_ids
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -47,14 +46,8 @@ def read_job(kind: str, folder: JobFolder) -> tuple[Job, Fact]:
 
 def unrecorded(connection: duckdb.DuckDBPyConnection | None, store: Store) -> list[tuple[str, JobFolder]]:
     """Return kind and folder of every job whose result is not in the database, whether it has one or not."""
-    query = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key in KEYS.items())
-    recorded = _ids(connection, query) if connection else set()
-    return [
-        (kind, folder)
-        for kind in Job.kinds
-        for folder in store.folders(kind)
-        if folder.id not in recorded
-    ]
+    recorded = recorded_ids(connection) if connection else set()
+    return [(kind, folder) for kind in Job.kinds for folder in store.folders(kind) if folder.id not in recorded]
 
 
 def record_jobs(
@@ -67,7 +60,9 @@ def record_jobs(
         by_table.setdefault(next(iter(rows)), {})[job.id] = rows
     count = 0
     for main, by_id in by_table.items():
-        recorded = _ids(connection, f"SELECT {KEYS[main]} FROM {main} WHERE list_contains($1, {KEYS[main]})", [list(by_id)])
+        key = JOB_TABLES[main]
+        text = f"SELECT {key} FROM {main} WHERE list_contains($1, {key})"
+        recorded = {job_id for (job_id,) in connection.execute(text, [list(by_id)]).fetchall()}
         new = [rows for job_id, rows in by_id.items() if job_id not in recorded]
         count += len(new)
         for row in (row for rows in new for row in rows.get("run", ())):
@@ -79,10 +74,6 @@ def record_jobs(
             else:
                 _insert(connection, table, rows)
     return count
-
-
-def _ids(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> set[str]:
-    return {row[0] for row in connection.execute(query, parameters).fetchall()}
 
 
 def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:

@@ -19,6 +19,7 @@ RUN_COLUMNS = (
     *("run_id", "status", "corpus_name", "seed_tokens", "parameters_total", "lr", "weight_decay", "epochs", "train_seed"),
     *("val_loss", "wall_seconds", "ended_at"),
 )
+JOB_TABLES = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of results, with their ids
 VIEWS_THAT_COST = ("grid_point", "best_run", "certificate", "cell_limit", "asymptote", "data_law", "data_efficiency")
 
 
@@ -57,6 +58,12 @@ def records(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequen
     """Run one query and return its rows as dicts by column name. Raises as `query` does."""
     columns, rows = query(connection, text, parameters)
     return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def recorded_ids(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Return the id of every job whose result is recorded, of whichever kind."""
+    text = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key in JOB_TABLES.items())
+    return {job_id for (job_id,) in connection.execute(text).fetchall()}
 
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataeff.facts.job import Attempt
 from dataeff.facts.store import FOLDERS, JobFolder, Store, recorded_attempts
-from dataeff.records.queries import records, require_study
+from dataeff.records.queries import recorded_ids, records, require_study
 from dataeff.specs.run import RunSpec
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ def under_way(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[st
     (path,) = connection.execute("SELECT path FROM duckdb_databases() WHERE database_name = current_database()").fetchone()
     text = "SELECT DISTINCT seed_tokens, parameters_total, size FROM cell WHERE study = $1"
     sizes = {(d, n): size for d, n, size in connection.execute(text, [study]).fetchall()}
-    tables = (("run", "run_id"), ("ensemble", "ensemble_id"), ("sample", "sample_id"), ("job", "job_id"))
-    query = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key in tables)
-    recorded = {row[0] for row in connection.execute(query).fetchall()}
+    recorded = recorded_ids(connection)
     attempts = [
         {**_sign(attempt, heard), **_description(kind, spec, sizes)}
         for kind, spec, attempt, heard in _unfinished(Store.beside(Path(path)), recorded)

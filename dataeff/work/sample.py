@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SEQUENCES_A_BATCH = 256  # decides what is drawn: another number is another sampler_version
 
+
 class SampleResult(Fact):
     """What a sampling left beside its tokens."""
 
