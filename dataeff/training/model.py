@@ -11,6 +11,8 @@ Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,6 @@ IGNORED = -100  # the target of a last token, which has no next one
 # afresh each step: with 256 rows, steps of 1,024 tokens ran 1.5 and 1.35 times as fast at widths 16 and 32 with V = 1,024.
 CPU_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 DEVICE_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096)
-# In bfloat16 the gradient of the head must not be summed over hundreds of chunks in 8 bits: an emulation on a CPU put its
-# error at 6.8% with torch's own choice on CUDA (compact, small chunks) and at 0.6% so.
-MIXED_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096, acc_policy="balanced", acc_dtype=torch.float32)
 
 
 # MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors. oneDNN does, and its products run at twice the speed there;
@@ -38,6 +37,17 @@ ONEDNN = (
     platform.machine() == "x86_64" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 ONEDNN_FROM_WEIGHTS = 64 * 64
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Let products of float32 matrices on CUDA round their factors to the 10 bits of TF32; sums stay in float32."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -235,14 +245,17 @@ class Decoder(nn.Module):
         smoothed targets (arXiv 1512.00567, section 7), plus `z_loss` times the mean squared log normaliser of the softmax
         (PaLM, arXiv 2204.02311, section 5), plus `balance_loss` times the load-balancing loss of `Experts`.
 
-        The chunked loss returns the dtype of what it is given. Under bfloat16 autocast a mean of bfloat16 would be off by
-        up to 0.4%, so the loss of each token is taken instead, at the cost of one more product with the head's weight, and
-        averaged in float32.
+        The chunked loss returns the dtype of what it is given, and a mean in bfloat16 would be off by up to 0.4%. Under
+        bfloat16 autocast the head's products are therefore those of TF32 on a CUDA device (36 ms on an H200 where bfloat16
+        took 49: benchmarks/gpu.py); elsewhere the loss of each token is taken and averaged in float32, at the cost of one
+        more product with the head's weight.
         """
         balances: list[Tensor] = []
         hidden, plain = self.model(tokens, balances), not (label_smoothing or z_loss)
-        if plain and not torch.is_autocast_enabled(tokens.device.type):
-            loss = self._cross_entropy(hidden, tokens, "mean")
+        device, mixed = tokens.device.type, torch.is_autocast_enabled(tokens.device.type)
+        if plain and (device == "cuda" or not mixed):
+            with torch.autocast(device, enabled=False), tf32_products() if mixed else nullcontext():
+                loss = self._cross_entropy(hidden.float(), tokens, "mean")
         else:
             losses = self._cross_entropy(hidden, tokens, "none").float()  # (B*T,)
             losses = losses if plain else self._regularised(losses, hidden, tokens, label_smoothing, z_loss)
@@ -269,7 +282,6 @@ class Decoder(nn.Module):
         hidden, weight, device = hidden.flatten(0, 1), self.lm_head.weight, tokens.device.type  # (B*T, C), (V, C)
         chunks = (CPU_CHUNK if device == "cpu" else DEVICE_CHUNK) if chunked else None
         if chunked and torch.is_autocast_enabled(device):  # the chunked loss casts nothing by itself
-            chunks = CPU_CHUNK if device == "cpu" else MIXED_CHUNK
             hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
         targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()  # (B*T,)
         return F.linear_cross_entropy(hidden, weight, targets, reduction=reduction, ignore_index=IGNORED, options=chunks)
