@@ -9,7 +9,6 @@ from dataeff.reports.answer import answer_table, plain, study_answer
 from dataeff.reports.charts import limits_chart
 
 study = page.choose_study()
-page.renew(study)
 answer = page.read(study_answer, study)
 question, answers, caveats = answer["text"]
 limits = answer["limits"]

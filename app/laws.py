@@ -36,7 +36,6 @@ def choose_law(study: str) -> dict[str, Any]:
 
 
 study = page.choose_study()
-page.renew(study)
 chosen = choose_law(study)
 over, name = chosen["over"], " ".join(str(value) for value in chosen.values() if value not in (None, 0))
 law = page.read(reports.study_law, study, over, *(chosen[part] for part in LABELS))

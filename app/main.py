@@ -10,17 +10,10 @@ import page
 import streamlit as st
 
 st.set_page_config(page_title="dataeff", layout="wide")
-shown = st.navigation(
-    [
-        st.Page("answer.py", title="Answer", default=True),
-        st.Page("study.py", title="Study"),
-        st.Page("runs.py", title="Runs"),
-        st.Page("ensembles.py", title="Ensembles"),
-        st.Page("data_efficiency.py", title="Data efficiency"),
-        st.Page("laws.py", title="Laws"),
-        st.Page("sql.py", title="SQL"),
-    ]
-)
+st.html(page.STYLE)
+pages = [st.Page(f"{name}.py", title=name.capitalize(), default=name == "answer") for name in ("answer", "study", "runs", "laws")]
+pages.append(st.Page("sql.py", title="SQL"))
+shown = st.navigation(pages, position="hidden")
 with page.show_errors():
+    page.begin(pages, shown)
     shown.run()
-page.say_how_old()

@@ -88,6 +88,10 @@ FROM cell LEFT JOIN speed USING (parameters_total) WHERE study = $1
 """
 
 
+def study_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
+
+
 def standing(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return counts: cells by state, searches that have ended, runs recorded, runs of these that diverged."""
     require_study(connection, study)
