@@ -54,8 +54,10 @@ def show_curves(chosen: list[dict[str, Any]], study: str, name: str) -> None:
     if points := page.read(runs.curves, ids, curve, across, smoothing, "x" in logs):
         page.show_chart(runs.curves_chart(points, chosen, curve, across, logs, page.read(frames.recipes, study)), name, points)
         st.caption("Long curves are thinned to their extremes. Drag to move, shift and wheel to zoom, double click to reset.")
-    if lacking := [run_id[:8] for run_id in ids if run_id not in {point["run_id"] for point in points}]:
-        st.caption(f"No {curve} along training is recorded of {', '.join(lacking)}: imported runs have none.")
+    drawn = {(point["run_id"], point["name"]) for point in points}
+    for quantity in runs.CURVES[curve]:
+        if lacking := [run_id[:8] for run_id in ids if (run_id, quantity) not in drawn]:
+            st.caption(f"No {quantity} along training is recorded of {', '.join(lacking)}: imported runs have none.")
 
 
 def show_rows(title: str, rows: list[dict[str, Any]], name: str, otherwise: str) -> None:
