@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dataeff.errors import DatabaseError, NotFoundError
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.reports.answer import ROWS, answer_rows, answer_text
+from dataeff.reports.answer import study_answer
 from dataeff.study.fits import renew_fits
 
 if TYPE_CHECKING:
@@ -52,14 +52,20 @@ class Results:
 
     def answer(self, study: str | None = None) -> pd.DataFrame:
         """Return one row a recipe and D: limit and best loss trained (nats/token), data efficiency, 90% intervals."""
-        return self.sql(ROWS, self._one(study))
+        import pandas as pd
+
+        columns, rows = self._answer(study)["numbers"]
+        return pd.DataFrame(rows, columns=columns)
 
     def summary(self, study: str | None = None) -> str:
-        """Return the answer in sentences, and its caveats."""
+        """Return the answer in one sentence, and its caveats."""
+        answer = self._answer(study)
+        return "\n".join([answer["sentence"], "", *answer["caveats"]])
+
+    def _answer(self, study: str | None) -> dict[str, Any]:
         name = self._one(study)
         with self.database.read() as connection:
-            question, answers, doubts = answer_text(connection, name, *answer_rows(connection, name))
-        return "\n".join([question, *answers, "", *doubts])
+            return study_answer(connection, name)
 
     def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.FacetChart:
         """Return loss against parameters, one panel a budget, with laws and limits."""

@@ -195,17 +195,18 @@ def answer(
 
 
 def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
-    from dataeff.reports.answer import answer_rows, answer_table, answer_text
+    from dataeff.reports.answer import study_answer
 
     renew(database, name)
     with open_database(database).read() as connection:
-        columns, rows = answer_rows(connection, name)
-        question, answers, doubts = answer_text(connection, name, columns, rows)
+        answer = study_answer(connection, name)
     if as_json or as_csv:
-        show_rows(columns, rows, as_json, as_csv)
-    else:
-        print_table(*answer_table(columns, rows))
-        console().print("\n".join(["", question, *answers, "", *doubts]), markup=False)
+        show_rows(*answer["numbers"], as_json, as_csv)
+        return
+    console().print(f"{answer['sentence']}\n", markup=False)
+    print_table(*answer["trained"], title="\nTrained")
+    print_table(*answer["limits"], title="\nLimits, extrapolated")
+    console().print("\n".join(["", *answer["caveats"]]), markup=False)
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""The answer of a study: one table, the sentences that say what it means, and caveats.
+"""The answer of a study: one sentence about what was reached, what was trained, limits, and caveats.
 
-Every number comes from the views `recipe_summary`, `best_run`, `certificate` and `noise`; nothing is computed here that SQL does
-not show.
+Every number comes from the views `recipe_summary`, `fit_state`, `certificate` and `noise`; nothing is computed here that SQL does
+not show. A ratio beyond the budgets of the baseline is marked as extrapolated; one further beyond than `FAR` times is not given.
 """
 
 from __future__ import annotations
@@ -11,82 +11,54 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dataeff.records.queries import query, records
-from dataeff.reports.frames import Records, by_key, hold_views, study_limits
+from dataeff.reports.frames import Records, by_key, hold_views
 
 if TYPE_CHECKING:
     import duckdb
 
-ROWS = """
-SELECT recipe, seed_tokens, kind AS limit_kind, limit_loss, e_low AS limit_low, e_high AS limit_high, best_trained,
-    size AS best_size, members, inference_parameters, training_flops, teacher_flops, points, certified, boundary, open,
-    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, data_efficiency,
-    data_efficiency_low, data_efficiency_high, reason
-FROM recipe_summary JOIN study ON study.name = study
-WHERE study = $1
-ORDER BY list_position(json_keys(spec, '$.recipes'), recipe), seed_tokens
+FAR = 100  # times the baseline's largest budget: beyond it a law says nothing
+WORDS = ("", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+
+NUMBERS = """
+SELECT recipe_summary.* EXCLUDE (study) FROM recipe_summary JOIN study ON study.name = study
+WHERE study = $1 ORDER BY seed_tokens DESC, best_trained NULLS LAST, list_position(json_keys(spec, '$.recipes'), recipe), recipe
 """
 
-# Where cells tuned for the limit in K ended, against the optimum of the recipe they build on.
-TUNED_FOR_THE_LIMIT = """
-SELECT tuned.recipe, base.recipe AS base, count(*) AS cells, median(tuned.epochs / base.epochs) AS epochs,
-    coalesce(median(tuned.weight_decay / nullif(base.weight_decay, 0)), 1) AS weight_decay,
-    count(*) FILTER (tuned.epochs / base.epochs BETWEEN 0.99 AND 4.01
-        AND tuned.weight_decay BETWEEN 0.249 * base.weight_decay AND 1.01 * base.weight_decay) AS by_rule
-FROM best_run AS tuned JOIN cell ON cell.cell_id = tuned.cell_id JOIN best_run AS base ON base.cell_id = cell.base
-WHERE tuned.study = $1 AND objective = 'K' AND tuned.run_id IS NOT NULL
-GROUP BY ALL ORDER BY ALL
+# The laws that the numbers rest on: the baseline's over D, then those over N of each recipe.
+LAWS = """
+SELECT recipe, seed_tokens, points, undefined, resamples, warnings, value, stale
+FROM fit_state JOIN study ON study.name = study
+WHERE study = $1 AND points > 0 AND (quantity = 'data_law' AND recipe = baseline OR quantity = 'asymptote' AND value IS NOT NULL)
+ORDER BY quantity <> 'data_law', seed_tokens DESC, recipe
 """
 
 CERTIFICATES = """
-SELECT state, recipe, seed_tokens, size, edges, certificate.reason, run_id IS NOT NULL AS begun, note,
-    coalesce(within_noise > 0, false) AS tied
-FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY ALL
+SELECT state, recipe, seed_tokens, size, coalesce(nullif(array_to_string(edges, ', '), ''), certificate.reason) AS why,
+    run_id IS NOT NULL AS begun, note, coalesce(within_noise > 0, false) AS tied
+FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY recipe, seed_tokens, size
 """
 
-UNITS = (
-    "Losses are validation cross-entropy in nats per token. A limit is an asymptote in N or in K, or the best over N; trained "
-    "is the least loss reached, by the best model: so many members of a size. Data efficiency is the tokens that the "
-    "baseline's data law needs to reach a loss, over D. Intervals are 90%: run-to-run noise through every law of the chain, "
-    "the baseline's too; not the choice of the laws' form."
-)
+UNITS = "Losses in nats/token; D: distinct training tokens; N: parameters; K: members of an ensemble; intervals 90%, noise alone."
 
 
 def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return all that a study's answer is shown with: `table`, the columns and rows of `answer_rows`; `text`, what `answer_text`
-    says; `limits`, the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded.
-    """
-    table = answer_rows(connection, study)
-    return {"table": table, "text": answer_text(connection, study, *table), "limits": study_limits(connection, study)}
+    """Return `question`, `sentence` (about what was reached), `trained` and `limits` (tables to read, as (columns, rows)),
+    `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
 
-
-def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return (columns, rows): one row a recipe and D. Losses in nats per token on the validation split.
-
-    Raises `NotFoundError` for a study that is not in the database.
+    Raises `NotFoundError` for a study that is not recorded.
     """
     hold_views(connection, study)
-    return query(connection, ROWS, [study])
-
-
-def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the rows of `answer_rows` as a table to read: losses in nats per token, numbers beside their 90% intervals."""
-    table = [
-        (
-            record["recipe"],
-            str(record["seed_tokens"]),
-            bracketed(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
-            ratio(record, "data_efficiency"),
-            bracketed(record["best_trained"], None, None, ".3f"),
-            ratio(record, "data_efficiency_trained"),
-            f"{record['members']} x {record['best_size']}" if record["best_size"] else "-",
-        )
-        for record in _named(columns, rows)
-    ]
-    return ["recipe", "D", "limit", "efficiency (limit)", "trained", "efficiency (trained)", "best model"], table
-
-
-def _named(columns: list[str], rows: list[tuple[Any, ...]]) -> Records:
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    columns, rows = query(connection, NUMBERS, [study])
+    summary = [dict(zip(columns, row, strict=True)) for row in rows]
+    question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
+    return {
+        "question": str(question),
+        "sentence": _sentence(summary, baseline),
+        "trained": _trained_table(summary),
+        "limits": _limits_table(summary),
+        "caveats": _caveats(connection, study, summary, baseline),
+        "numbers": (columns, rows),
+    }
 
 
 def plain(text: str) -> str:
@@ -95,45 +67,19 @@ def plain(text: str) -> str:
 
 
 def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """Return a number beside its interval, whose upper end may be missing."""
+    """Return a number beside its interval, either of whose ends may be missing."""
     if value is None:
         return "-"
-    upper = "∞" if high is None else f"{high:{form}}" if high < 1e4 else f"{high:.2g}"
-    return f"{value:{form}}" + ("" if low is None and high is None else f" [{'?' if low is None else f'{low:{form}}'}, {upper}]")
+    ends = f" [{'?' if low is None else f'{low:{form}}'}, {'∞' if high is None else f'{high:{form}}'}]"
+    return f"{value:{form}}" + ("" if low is None and high is None else ends)
 
 
-def ratio(record: dict[str, Any], name: str) -> str:
-    """Return a data efficiency beside its interval."""
-    return bracketed(record[name], record[f"{name}_low"], record[f"{name}_high"], ".2f")
-
-
-def answer_text(
-    connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]
-) -> tuple[str, list[str], list[str]]:
-    """Return the study's question, what `answer_rows` gave in sentences: the data efficiency of each recipe at the largest D, and
-    the caveats. A sentence that begins with two spaces is an item of the one before it.
-    """
-    summary = _named(columns, rows)
-    question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
-    largest = max((record["seed_tokens"] for record in summary), default=None)
-    at_largest = {record["recipe"]: record for record in summary if record["seed_tokens"] == largest}
-    lines = []
-    if base := at_largest.pop(baseline, None):
-        lines.append(f"At D = {largest:,} seed tokens, {baseline} reaches {_loss(base)}. By its law over D:")
-    lines += [_efficiency(record) for record in at_largest.values() if record["limit_loss"] is not None]
-    lacking = [
-        {"lack": "limit" if r["limit_loss"] is None else "data efficiency",
-         "why": r["reason"].removeprefix("this recipe has no limit here: "), **r}
-        for r in summary if r["reason"]
-    ]  # fmt: skip
-    for (lack, recipe, why), at in by_key(lacking, "lack", "recipe", "why").items():
-        lines.append(f"No {lack} for {recipe} at D = {budgets(at)}: {why}.")
-    for recipe, base, count, epochs, decay, by_rule in connection.execute(TUNED_FOR_THE_LIMIT, [study]).fetchall():
-        lines.append(
-            f"{recipe}, tuned for its limit in K, ends at {epochs:.3g}x the epochs and {decay:.3g}x the weight decay of {base}'s "
-            f"optimum (medians of {count} cells); the rule of twice and half is within a factor of two of {by_rule} of them."
-        )
-    return str(question), lines, _caveats(connection, study, summary)
+def ratio(row: dict[str, Any], name: str) -> str:
+    """Return a data efficiency of a row of `recipe_summary` beside its interval; '> 100' for what lies beyond `FAR`."""
+    value, low, high = (_capped(row, row[column]) for column in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "-"
+    return value if low is None and high is None else f"{value} [{low or '?'}, {high or '∞'}]"
 
 
 def budgets(rows: Records) -> str:
@@ -141,56 +87,140 @@ def budgets(rows: Records) -> str:
     return "; ".join(f"{row['seed_tokens']:,}" for row in rows)
 
 
-def _loss(record: dict[str, Any]) -> str:
-    if record["limit_loss"] is None:
-        return "no limit"
-    interval = ""
-    if record["limit_low"] is not None:
-        interval = f", 90% interval {record['limit_low']:.3f} to {record['limit_high']:.3f}"
-    return f"{record['limit_loss']:.3f} nats/token ({record['limit_kind']}{interval})"
+def _capped(row: dict[str, Any], value: float | None) -> str | None:
+    bound = FAR * (row["largest_budget"] or 0) / row["seed_tokens"]
+    return None if value is None else f"> {bound:.0f}" if value > bound else f"{value:.2f}"
 
 
-def _efficiency(record: dict[str, Any]) -> str:
-    text = f"  {record['recipe']}: {_loss(record)}"
-    if record["data_efficiency"] is not None:
-        interval = ""
-        if record["data_efficiency_low"] is not None:
-            high = record["data_efficiency_high"]
-            interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
-        text += f", efficiency {record['data_efficiency']:.3g}x{interval}{', extrapolated' if record['extrapolated'] else ''}"
-    if record["data_efficiency_trained"] is not None:
-        text += f"; trained: {record['best_trained']:.3f}, {record['data_efficiency_trained']:.3g}x"
-    return text + "."
+def _sentence(summary: Records, baseline: str | None) -> str:
+    """Say what was reached at the largest D."""
+    trained = [row for row in summary if row["best_trained"] is not None]
+    if not trained:
+        return "No run has finished yet: there is no answer."
+    tokens = trained[0]["seed_tokens"]
+    trained = [row for row in trained if row["seed_tokens"] == tokens]
+    best, at = trained[0], f"at {tokens:,} tokens"
+    single = next((row for row in trained if row["members"] == 1), None)
+    ties = [row["recipe"] for row in trained[1:] if round(row["best_trained"] - best["best_trained"], 3) == 0]
+    name = best["recipe"] + (f", tied with {', '.join(ties)}" if ties else "")
+    who = f"{_models(best)} together ({name})" if best["members"] > 1 else f"The best single model ({name})"
+    if len(trained) == 1:
+        return f"{who} reached {_loss(best)} {at}; there is no other recipe to compare it with."
+    if best["recipe"] == baseline:
+        return f"No recipe beat the baseline, {name}, {at}: it reached {_loss(best)}, the next best ({trained[1]['recipe']}) " \
+               f"{_loss(trained[1])}."  # fmt: skip
+    if best["data_efficiency_trained"] is not None:
+        text = f"{who} {'were' if best['members'] > 1 else 'was'} worth {_worth(best, ' the data')} {at}"
+        if (best["data_efficiency_trained_low"] or 2) <= 1:
+            text += ", which may be no gain"
+        return f"{text}." if single in (None, best) else f"{text}; the best single model ({single['recipe']}) {_worth(single)}."
+    others = [] if single in (None, best) else [f"the best single model ({single['recipe']}) {_loss(single)}"]
+    base = next((row for row in trained if row["recipe"] == baseline and row is not single), None)
+    others += [f"the baseline ({baseline}) {_loss(base)}"] if base else []
+    reached = "; ".join([f"{who} reached {_loss(best)} {at}", *others])
+    return f"{reached}. What that is worth in data is not known: {best['trained_reason']}."
 
 
-def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records) -> list[str]:
-    """Say how sure this is: noise, certificates, degrees of freedom."""
-    noise = records(connection, "SELECT * FROM noise WHERE study = $1 ORDER BY recipe", [study])
-    estimated = [row for row in noise if row["noise_sd"] is not None]
-    measured = ", ".join(f"{row['recipe']} {row['noise_sd']:.4f} ({row['degrees_of_freedom']})" for row in estimated)
-    without = [row["recipe"] for row in noise if row["noise_sd"] is None]
-    lines = []
-    if measured:
-        lines.append(f"Run-to-run noise, sd in nats/token (degrees of freedom, from runs under other seeds): {measured}.")
-    if without:
-        lines.append(f"Of {', '.join(without)} no point was run with more than one seed: single models' limits have no interval.")
-    cells = records(connection, CERTIFICATES, [study])
-    states = Counter(cell["state"] for cell in cells)
-    tied = sum(cell["tied"] for cell in cells)
-    noisy = f"; {tied} are tied with a neighbour within the run-to-run noise" if tied else ""
-    counts = ", ".join(f"{states[state]} {state}" for state in ("certified", "boundary", "open") if states[state])
-    lines.append(f"Optima: {counts}{noisy}.")
-    if waiting := Counter(cell["recipe"] for cell in cells if cell["state"] == "open" and not cell["begun"]):
-        lines.append(f"  nothing has finished yet in cells of {', '.join(f'{recipe} ({n})' for recipe, n in waiting.items())}")
-    for cell in cells:
-        where = f"{cell['recipe']}, D = {cell['seed_tokens']:,}, {cell['size']}"
-        if cell["state"] != "certified" and cell["begun"]:
-            lines.append(f"  {cell['state']}: {where}: {', '.join(cell['edges'] or ()) or cell['reason']}")
-        if cell["note"]:
-            lines.append(f"  note: {where}: {cell['note']}")
-    in_size = [r["recipe"] for r in summary if r["points"] == 3 and r["limit_kind"] in ("asymptote", "asymptote in K, then N")]
-    for recipe in dict.fromkeys(in_size):
-        lines.append(
-            f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
+def _models(row: dict[str, Any]) -> str:
+    return f"{WORDS[row['members']] if row['members'] < len(WORDS) else row['members']} models"
+
+
+def _loss(row: dict[str, Any]) -> str:
+    return f"{row['best_trained']:.3f} nats/token"
+
+
+def _worth(row: dict[str, Any], what: str = "") -> str:
+    """Return the ratio of what was trained, in words."""
+    value, low, high = (row[f"data_efficiency_trained{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return f"{_loss(row)} ({row['trained_reason']})"
+    bound = FAR * row["largest_budget"] / row["seed_tokens"]
+    text = f"{value:.1f}x" if value <= bound else f"more than {bound:.0f}x"
+    notes = []
+    if low is not None or high is not None:
+        upper = "no upper end" if high is None else f"{high:.1f}" if high <= bound else f"over {bound:.0f}"
+        notes.append(f"{'no lower end' if low is None else f'{min(low, bound):.1f}'} to {upper}")
+    notes += ["extrapolated"] if row["trained_extrapolated"] else []
+    return f"{text}{what}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _beyond(row: dict[str, Any], name: str) -> str:
+    """Return how many times a ratio lies beyond the baseline's largest budget; '' where it does not."""
+    if row[name] is None or (times := row[name] * row["seed_tokens"] / row["largest_budget"]) <= 1:
+        return ""
+    return f"D {times:.3g}x" if times <= FAR else f"D over {FAR}x"
+
+
+def _trained_table(summary: Records) -> tuple[list[str], list[tuple[str, ...]]]:
+    columns = ["recipe", "D", "loss", "model", "data efficiency", "extrapolated"]
+    return columns, [
+        (
+            row["recipe"],
+            f"{row['seed_tokens']:,}",
+            bracketed(row["best_trained"], None, None, ".3f"),
+            f"{row['members']} x {row['size']}" if row["size"] else "-",
+            ratio(row, "data_efficiency_trained"),
+            _beyond(row, "data_efficiency_trained"),
         )
-    return [*lines, UNITS]
+        for row in summary
+    ]
+
+
+def _limits_table(summary: Records) -> tuple[list[str], list[tuple[str, ...]]]:
+    columns = ["recipe", "D", "limit", "data efficiency", "beyond the data"]
+    rows = []
+    for row in summary:
+        if row["kind"] == "best over N":
+            continue
+        beyond = [f"K -> ∞ from {row['largest_members']}"] if " in K" in row["kind"] else []
+        beyond += [f"N -> ∞ from {row['largest_parameters'] or 0:,}"] if row["kind"] != "asymptote in K, best over N" else []
+        beyond += [text] if (text := _beyond(row, "data_efficiency")) else []
+        if row["limit_loss"] is None:
+            beyond = [row["reason"].removeprefix("this recipe has ").replace(" here:", ":")]
+        limit = bracketed(row["limit_loss"], row["e_low"], row["e_high"], ".3f")
+        rows.append((row["recipe"], f"{row['seed_tokens']:,}", limit, ratio(row, "data_efficiency"), ", ".join(beyond)))
+    return columns, rows
+
+
+def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records, baseline: str | None) -> list[str]:
+    """Return what is doubtful, in short: the laws that the numbers rest on, the baseline's first; noise; certificates."""
+    from dataeff.laws.fit import WARNINGS
+
+    lines, laws = [], by_key(records(connection, LAWS, [study]), "recipe", "seed_tokens")
+    for (recipe, tokens), (law,) in laws.items():
+        doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in law["warnings"]]
+        if law["undefined"] > 0.05 * max(law["resamples"], 1):
+            doubts.append(f"{law['undefined'] / law['resamples']:.0%} of its resamples show no limit")
+        doubts += ["runs were added since it was fitted (`dataeff refresh`)"] if law["stale"] else []
+        name = f"{recipe}'s law over N at D = {tokens:,}" if tokens else f"The baseline's data law ({recipe}), under every ratio"
+        lines += [f"{name}: {'; '.join(doubts)}."] if doubts else []
+    return [*lines, *_noise(connection, study), *_certificates(connection, study), UNITS]
+
+
+def _noise(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    noise = records(connection, "SELECT * FROM noise WHERE study = $1 ORDER BY recipe", [study])
+    without = [row["recipe"] for row in noise if row["noise_sd"] is None]
+    measured = [f"{r['recipe']} {r['noise_sd']:.4f} ({r['degrees_of_freedom']})" for r in noise if r["noise_sd"] is not None]
+    lines = [f"Run-to-run noise, sd (degrees of freedom): {', '.join(measured)}."] if measured else []
+    return lines + ([f"One seed only, so no interval for single models: {', '.join(without)}."] if without else [])
+
+
+def _certificates(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    cells = records(connection, CERTIFICATES, [study])
+    states, tied = Counter(cell["state"] for cell in cells), sum(cell["tied"] for cell in cells)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items(), key=lambda item: item[0] != "certified"))
+    lines = [f"Optima: {counts}{f'; {tied} tied with a neighbour within the noise' if tied else ''}."]
+    waiting = Counter(cell["recipe"] for cell in cells if cell["state"] != "certified" and not cell["begun"])
+    lines += [f"  nothing has finished yet: {', '.join(f'{recipe} ({n})' for recipe, n in waiting.items())}"] if waiting else []
+    begun = [cell for cell in cells if cell["state"] != "certified" and cell["begun"]]
+    for (state, why), own in by_key(begun, "state", "why").items():
+        lines.append(f"  {state}: {_places(own)}: {why}")
+    for (note,), own in by_key([cell for cell in cells if cell["note"]], "note").items():
+        lines.append(f"  note: {_places(own)}: {note}")
+    return lines
+
+
+def _places(cells: Records) -> str:
+    if len(cells) > 4:
+        return f"{len(cells)} cells of {', '.join(dict.fromkeys(cell['recipe'] for cell in cells))}"
+    return "; ".join(f"{cell['recipe']}, D = {cell['seed_tokens']:,}, {cell['size']}" for cell in cells)

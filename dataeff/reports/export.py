@@ -21,9 +21,9 @@ import dataeff
 from dataeff.errors import InputError, nearest
 from dataeff.records.queries import query, records
 from dataeff.reports import efficiency, ensembles
-from dataeff.reports.answer import ROWS, answer_table, plain, study_answer
+from dataeff.reports.answer import NUMBERS, plain, study_answer
 from dataeff.reports.charts import chart_bytes, limits_chart
-from dataeff.reports.frames import LIMITS, readable
+from dataeff.reports.frames import LIMITS, readable, study_limits
 from dataeff.reports.theme import themed
 
 UNCERTAIN = """
@@ -100,12 +100,10 @@ class Part:
 def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return the `study`, `title` and `parts` of a report. Raises `NotFoundError` with the nearest name."""
     answer = study_answer(connection, study)
-    title, answers, caveats = answer["text"]
     (declaration,) = connection.execute("SELECT text FROM study WHERE name = $1", [study]).fetchone()
     (versions,) = records(connection, VERSIONS, [study])
     software = [f"dataeff {dataeff.__version__}", f"duckdb {duckdb.__version__}"]
     software += [f"{name.replace('_', ' ')}: {value}" for name, value in versions.items() if value is not None]
-    columns, rows = answer_table(*answer["table"])
 
     def table(title: str, sql: str, **more: Any) -> Part:
         columns, rows = query(connection, sql, [study])
@@ -113,13 +111,14 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
 
     return {
         "study": study,
-        "title": title,
+        "title": answer["question"],
         "parts": [
-            Part("Answer", answers),
-            Part("Loss against size", chart=limits_chart(**answer["limits"] | {"title": ""}), sql=[LIMITS]),
+            Part("Answer", [answer["sentence"]]),
+            Part("Loss against size", chart=limits_chart(**study_limits(connection, study) | {"title": ""}), sql=[LIMITS]),
             *_more_figures(connection, study),
-            Part("Limits, losses and data efficiency", columns=columns, rows=rows, sql=[ROWS]),
-            Part("Caveats", caveats),
+            Part("Trained", columns=answer["trained"][0], rows=answer["trained"][1], sql=[NUMBERS]),
+            Part("Limits, extrapolated", columns=answer["limits"][0], rows=answer["limits"][1], sql=[NUMBERS]),
+            Part("Caveats", answer["caveats"]),
             table("Optima that are not certified", UNCERTAIN, none="All are certified."),
             table("Fits", FITS, none="Nothing was fitted.", folded=True),
             table("Cost", COST),

@@ -85,7 +85,8 @@ WITH grouped AS (
         arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, reached_loss) AS reached,
         count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack, count(*) AS cells,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
-        count(*) FILTER (state NOT IN ('certified', 'boundary')) AS open
+        count(*) FILTER (state NOT IN ('certified', 'boundary')) AS open,
+        max(parameters_total) FILTER (limit_loss IS NOT NULL) AS largest_parameters, max(members) AS largest_members
     FROM cell_limit AS optimum JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
     GROUP BY study, recipe, recipe_limit, seed_tokens
 ), fitted AS (
@@ -109,7 +110,8 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
             || if(recipe_limit = 'N', 'loss: ', 'limit in K: ') || lack, '')
         WHEN chosen IS NULL THEN 'no size has a ' || if(recipe_limit = 'K', 'limit in K: ', 'loss: ') || lack END
         AS reason,
-    reached.reached_loss AS best_trained, reached.cell_id AS best_cell, cells, certified, boundary, open
+    reached.reached_loss AS best_trained, reached.cell_id AS best_cell, largest_parameters, largest_members,
+    cells, certified, boundary, open
 FROM bracketed LEFT JOIN noise USING (study, recipe);
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
@@ -133,6 +135,13 @@ SELECT study, recipe, 'seed_tokens' AS variable, limit_loss, fit.a, fit.alpha, f
     interval.reason AS interval_reason, fit.reason, cells, certified, boundary, open
 FROM bracketed;
 
+-- Why the baseline's data law gives no tokens for a loss.
+CREATE OR REPLACE MACRO no_ratio(loss, baseline, has_law, floor_, no_law) AS CASE
+    WHEN baseline IS NULL THEN 'the study names no baseline'
+    WHEN NOT has_law THEN 'the baseline ' || baseline || ' has no runs in this study'
+    WHEN floor_ IS NULL THEN 'the baseline has no data law: ' || no_law
+    WHEN loss <= floor_ THEN 'the baseline''s law never reaches this loss: its limit is ' || round(floor_, 4) END;
+
 -- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
 -- its data law and between its measured points, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
@@ -143,6 +152,7 @@ WITH limits AS MATERIALIZED (
     FROM limits WHERE limit_loss IS NOT NULL GROUP BY study, recipe
 ), ratio AS (
     SELECT limits.*, study.baseline, law.e AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
+        law.largest_budget,
         1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.limit_loss) AS tokens_needed,
         tokens_needed / limits.seed_tokens AS by_law, tokens_needed > law.largest_budget AS extrapolated,
         1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.best_trained) / limits.seed_tokens AS trained,
@@ -171,12 +181,9 @@ SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, to
         WHEN coalesce(len(xs), 0) < 2 THEN 'the baseline has limits at fewer than two budgets'
         WHEN between_ IS NULL THEN 'outside the baseline''s measured losses, ' || round(list_min(ys), 4) || ' to '
             || round(list_max(ys), 4) || ' (pooled where they rise) at D = ' || xs[1] || ' to ' || xs[-1] END AS interpolation_reason,
-    CASE
-        WHEN limit_loss IS NULL THEN 'this recipe has no limit here: ' || reason
-        WHEN baseline IS NULL THEN 'the study names no baseline'
-        WHEN NOT has_law THEN 'the baseline ' || baseline || ' has no runs in this study'
-        WHEN floor IS NULL THEN 'the baseline has no data law: ' || no_law
-        WHEN limit_loss <= floor THEN 'the baseline''s law never reaches this loss: its limit is ' || round(floor, 4) END
+    largest_budget, trained * seed_tokens > largest_budget AS trained_extrapolated, largest_parameters, largest_members,
+    if(best_trained IS NULL, 'no run has finished', no_ratio(best_trained, baseline, has_law, floor, no_law)) AS trained_reason,
+    if(limit_loss IS NULL, 'this recipe has no limit here: ' || reason, no_ratio(limit_loss, baseline, has_law, floor, no_law))
         AS reason
 FROM bracketed;
 
@@ -188,6 +195,7 @@ WITH cost AS MATERIALIZED (
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
     own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
-    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, limits.points, limits.cells, limits.certified, limits.boundary, limits.open, limits.reason
+    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, trained_extrapolated, largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary, limits.open,
+    trained_reason, limits.reason
 FROM data_efficiency AS limits LEFT JOIN cost AS own ON own.cell_id = best_cell LEFT JOIN cell ON cell.cell_id = best_cell
     LEFT JOIN cost AS teacher ON teacher.cell_id = cell.teacher;

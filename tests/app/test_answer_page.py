@@ -15,7 +15,7 @@ def test_without_a_database_the_page_says_what_to_run(tab, empty):
 
 
 def test_the_study_in_the_url_is_the_one_shown(tab, laptop):
-    assert "At D = 32,768 seed tokens, standard reaches" in tab(laptop, "dark").open("?study=laptop").text
+    assert "were worth 2.9x the data" in tab(laptop, "dark").open("?study=laptop").text
 
 
 def test_page_and_chart_are_dark_where_the_browser_asks_for_it(tab, laptop):
