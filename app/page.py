@@ -30,7 +30,11 @@ Answer, Option = TypeVar("Answer"), TypeVar("Option")
 WATCH_SECONDS, REDRAW_SECONDS = 5, 15  # when the file was written; a page whose file is written again and again
 NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
 # A chart that is wider than a phone scrolls inside itself, never the page.
-STYLE = "<style>[data-testid=stVegaLiteChart], [data-testid=stFullScreenFrame] {max-width: 100%; overflow-x: auto}</style>"
+STYLE = """<style>[data-testid=stVegaLiteChart], [data-testid=stFullScreenFrame] {max-width: 100%; overflow-x: auto}
+[class*=st-key-wide-] svg.marks {max-width: 100%; height: auto}
+@media (max-width: 800px) {[class*=st-key-wide-] {display: none}}
+@media (min-width: 801px) {[class*=st-key-narrow-] {display: none}}
+</style>"""
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 state, url = st.session_state, st.query_params
 
@@ -177,14 +181,24 @@ def show_sentences(sentences: Sequence[str]) -> None:
 
 
 def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
-    """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV."""
-    chart = themed(chart, dark=st.context.theme.type == "dark")
-    fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
-    if isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # one panel: as wide as there is room
+    """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV.
+
+    A chart of panels is drawn twice, of which `STYLE` shows the one that fits the width of the page.
+    """
+    dark = st.context.theme.type == "dark"
+    chart, narrow = themed(chart, dark), themed(chart, dark, narrow=True)
+    if isinstance(chart, alt.ConcatChart):
+        for width, drawn in (("wide", chart), ("narrow", narrow)):
+            with st.container(key=f"{width} {name}"):
+                st.altair_chart(drawn, theme=None, width="content", key=f"{name} chart {width}")
+    elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # as wide as there is room
+        fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
         with st.container(width=chart.width + 90):
             st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart")
     else:
         st.altair_chart(chart, theme=None, width="content", key=f"{name} chart")
+    if isinstance(chart.description, str):
+        st.caption(plain(chart.description))
     with st.container(horizontal=True, gap="small"):
         offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
         offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")

@@ -124,7 +124,7 @@ def _domain(rows: Records, y: str, log: bool) -> list[float]:
 
     whole = values(("point", "limit", "predicted"), y) or [1.0]
     first, third = np.quantile(whole, [0.25, 0.75])
-    reach = 1.5 * (third - first) or math.inf
+    reach = 3 * (third - first) if len(whole) > 6 and third > first else math.inf
     low, high = max(min(whole), first - reach), min(max(whole), third + reach)
     span, ends = (high - low) or 0.1 * (abs(high) or 1), [low, high]
     for share, others in ((0.15, values(("curve", "law", "reference"), y)), (0.3, values(("point", "limit"), "low", "high"))):
@@ -134,8 +134,8 @@ def _domain(rows: Records, y: str, log: bool) -> list[float]:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Return at least three numbers from low to high, the roundest."""
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [step / 10 for step in range(10, 100)]):
+    """Return three or more numbers from low to high, the roundest."""
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [*np.arange(1, 2, 0.1), *np.arange(2, 10, 0.5)]):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         numbers = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
         if len(numbers) > 2:
@@ -163,7 +163,7 @@ def _prepared(rows: Records, x: str, y: str, places: dict[str, float], domain: S
             last = place
         prepared.append(row)
         for value, endless in off:
-            at, shape = (top, "triangle-up") if value > top else (bottom, "triangle-down")
+            at, shape = (edges[1], "triangle-up") if value > top else (edges[0], "triangle-down")
             prepared.append({**row, "layer": "off", "at": at, "shape": shape, "endless": endless})
     return prepared
 
@@ -172,7 +172,7 @@ def _layers(
     rows: Records, x: alt.X, y: alt.Y, colour: alt.Color, pick: alt.Parameter | None
 ) -> list[alt.Chart]:
     """Return the layers that have rows, from the back to the front."""
-    has, filled = {name for row in rows for name in row}, alt.when("datum.endless").then(alt.value(1)).otherwise(alt.value(0))
+    has = {name for row in rows for name in row}
     bottom, at = y.copy(), y.copy()
     bottom.shorthand, at.shorthand = "bottom:Q", "at:Q"
 
@@ -186,7 +186,7 @@ def _layers(
     right, hole = {"x": alt.value("width"), "y": y}, "datum.hollow && (datum.layer == 'point' || datum.layer == 'limit')"
     dash = alt.StrokeDash("form:N", title=None, legend=alt.Legend(symbolStrokeColor=GREY))
     big, small, thin = {"size": 45, "filled": True}, {"size": 14, "filled": True}, {"strokeWidth": 1.5}
-    off = dot | {"y": at, "shape": alt.Shape("shape:N", scale=None), "fill": alt.Fill(**colour.to_dict() | {"legend": None}), "fillOpacity": filled}
+    off = dot | {"y": at, "shape": alt.Shape("shape:N", scale=None)}
     parts = (  # rows of a layer, or of a condition; the mark; its channels
         ("edge", {"type": "rule", "color": LINES, **thin}, {"x": x}),
         ("reference", {"type": "rule", "color": GREY}, {"y": y}),
@@ -204,6 +204,7 @@ def _layers(
         ("point", {"type": "point", **big}, dot),
         (hole, {"type": "point", "color": PAPER, "opacity": 1, **small}, {"x": x, "y": y}),
         ("off", {"type": "point", "size": 45, "strokeWidth": 1.3, "clip": False}, off),
+        ("datum.endless", {"type": "point", "size": 45, "filled": True, "clip": False}, off),
     )  # fmt: skip
     present = {row["layer"] for row in rows}
     return [
