@@ -39,7 +39,7 @@ SELECT view.*, {
         f'''CASE WHEN data_efficiency{end} IS NULL THEN {reason}
         WHEN fit{end}.low IS NULL AND fit{end}.high IS NULL AND fit{end}.resamples > 0
         THEN 'in ' || fit{end}.undefined || ' of ' || fit{end}.resamples || ' resamples there is no ratio'
-        ELSE fitted_interval(data_efficiency{end}, fit{end}).reason END AS why{end}'''
+        ELSE fit{end}.interval_reason END AS why{end}'''
         for end, reason in NO_RATIO.items()
     )
 }
