@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
-from dataeff.cli.common import console, open_database, print_table, renew, show_rows, study_name
+from dataeff.cli.common import console, open_database, print_table, show_rows, study_name
 from dataeff.cli.options import DEFAULT_DATABASE, CsvOption, DatabaseOption, JsonOption, PlotOption, StudyArgument, app
 from dataeff.errors import DataeffError, InputError, nearest
 from dataeff.reports.text import count, duration
@@ -185,7 +185,7 @@ def answer(
         from dataeff.reports.charts import limits_chart, require_chart_suffix, save_chart
         from dataeff.reports.frames import study_limits
 
-        require_chart_suffix(plot)  # before intervals are renewed
+        require_chart_suffix(plot)
     _print_answer(name, database, as_json, as_csv)
     if plot:
         with open_database(database).read() as connection:
@@ -197,7 +197,6 @@ def answer(
 def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
     from dataeff.reports.answer import study_answer
 
-    renew(database, name)
     with open_database(database).read() as connection:
         answer = study_answer(connection, name)
     if as_json or as_csv:
@@ -229,7 +228,6 @@ def report(
     name = study_name(study)
     form = form or (output.suffix[1:] if output else "html")
     require_report_form(form)
-    renew(database, name)
     with open_database(database).read() as connection:
         made = study_report(connection, name)
     for file in write_report(made, output or Path(f"{name}.{form}"), form):

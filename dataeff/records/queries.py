@@ -20,20 +20,6 @@ RUN_COLUMNS = (
     *("val_loss", "wall_seconds", "ended_at"),
 )
 JOB_TABLES = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of results, with their ids
-VIEWS_THAT_COST = ("grid_point", "best_run", "certificate", "cell_limit", "asymptote", "data_law", "data_efficiency")
-
-
-def hold_views(connection: duckdb.DuckDBPyConnection, study: str) -> None:
-    """Work out once what views say of one study, for all queries that follow on this connection, which sees no other's cells.
-
-    Pays where several queries follow: a table in memory stands before each table or view of its name, also within views.
-    Raises `NotFoundError` with the nearest name for a study that is not recorded.
-    """
-    require_study(connection, study)
-    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS cell AS FROM main.cell WHERE study = {literal(study)}")
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS trial AS FROM main.trial SEMI JOIN cell USING (cell_id)")
-    for view in VIEWS_THAT_COST:
-        connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {view} AS FROM main.{view}")
 
 
 def literal(text: object) -> str:

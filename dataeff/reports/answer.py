@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from dataeff.records.queries import query, records
-from dataeff.reports.frames import Records, by_key, hold_views
+from dataeff.records.queries import query, records, require_study
+from dataeff.reports.frames import Records, by_key
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,7 +47,7 @@ def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
 
     Raises `NotFoundError` for a study that is not recorded.
     """
-    hold_views(connection, study)
+    require_study(connection, study)
     columns, rows = query(connection, NUMBERS, [study])
     summary = [dict(zip(columns, row, strict=True)) for row in rows]
     question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()

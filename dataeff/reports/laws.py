@@ -17,7 +17,7 @@ from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor
 from dataeff.laws.intervals import compare, leave_largest_out
 from dataeff.records.queries import records
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, hold_views, law_line, recipes, with_bars
+from dataeff.reports.frames import Records, law_line, recipes, with_bars
 
 if TYPE_CHECKING:
     import duckdb
@@ -84,7 +84,6 @@ FROM data_efficiency WHERE study = $1 ORDER BY seed_tokens
 
 def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> dict[str, Any]:
     """Return the `laws` of a study over "N", "K" or "D", their `points`, and all `recipes`, in whose order the laws come."""
-    hold_views(connection, study)
     order = recipes(connection, study)
     laws, points = (records(connection, queries[over], [study]) for queries in (LAWS, POINTS))
     laws = [{**law, "reasons": _reasons(law)} for law in laws]
@@ -94,7 +93,6 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
 
 def study_ratios(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
     """Return the ratios that there are, as `ratio_figure` takes them, by `panel`."""
-    hold_views(connection, study)
     rows = [row for row in records(connection, RATIOS, [study]) if row["ratio"] is not None]
     return sorted(rows, key=lambda row: PANELS.index(row["panel"]))
 

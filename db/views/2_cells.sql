@@ -9,15 +9,10 @@ CREATE OR REPLACE MACRO neighbours(point, shape) AS flatten(list_transform(shape
 -- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is what the point's ensemble is
 -- worth, and it was run once the ensemble was evaluated or a member diverged.
 CREATE OR REPLACE VIEW grid_point AS
-WITH worth AS (
-    SELECT cell_id, cell_ensemble.coordinates, ensemble_id, max(size.members) AS members,
-        power_law(list(size.members), list(mean_loss)) AS fit, arg_max_null(mean_loss, size.members) AS val_loss
-    FROM cell JOIN cell_ensemble USING (cell_id) JOIN ensemble_size AS size USING (ensemble_id, averaging)
-    WHERE objective = 'K'
-    GROUP BY cell_id, cell_ensemble.coordinates, ensemble_id
-), largest AS (
-    SELECT cell_id, coordinates, arg_max_null(ensemble_objective(fit, val_loss), (members, ensemble_id)) AS objective_loss
-    FROM worth GROUP BY cell_id, coordinates
+WITH largest AS (
+    SELECT cell_id, coordinates, arg_max_null(objective_loss, (law.members, ensemble_id)) AS objective_loss
+    FROM cell JOIN ensemble_asymptote AS law USING (cell_id, averaging) WHERE objective = 'K'
+    GROUP BY cell_id, coordinates
 ), point AS (
     SELECT cell_id, trial.coordinates, arg_min(run_id, (run.val_loss IS NULL, run.val_loss, run_id)) AS run_id,
         min(run.val_loss) AS objective_loss
@@ -89,3 +84,8 @@ SELECT cell_id, cell.study, cell.recipe, cell.seed_tokens, cell.size, cell.param
     cell.reason || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') || if(objective = 'K',
         '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '') AS reason
 FROM cell JOIN best_run USING (cell_id) LEFT JOIN near USING (cell_id);
+
+-- One row a (study, recipe, size) that uses a run, and one a run that no study uses: for questions about runs by recipe.
+CREATE OR REPLACE VIEW study_run AS
+SELECT cell.study, cell.recipe, cell.size, trial.role, trial.cell_id, trial.coordinates, run.*
+FROM run LEFT JOIN trial USING (run_id) LEFT JOIN cell USING (cell_id);
