@@ -24,7 +24,7 @@ from dataeff.errors import DatabaseError, DataeffError, NotFoundError
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 from dataeff.reports.progress import study_names
-from dataeff.reports.theme import themed
+from dataeff.reports.theme import Figure, themed
 
 Answer, Option = TypeVar("Answer"), TypeVar("Option")
 WATCH_SECONDS, REDRAW_SECONDS = 5, 15  # when the file was written; a page whose file is written again and again
@@ -180,25 +180,24 @@ def show_sentences(sentences: Sequence[str]) -> None:
     st.markdown("\n".join(f"- {plain(line)}" if line[:2] == "  " else f"\n{plain(line)}\n" for line in sentences))
 
 
-def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
+def show_chart(chart: Figure | alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
     """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV.
 
-    A chart of panels is drawn twice, of which `STYLE` shows the one that fits the width of the page.
+    A figure of panels is drawn twice, of which `STYLE` shows the one that fits the width of the page.
     """
     dark = st.context.theme.type == "dark"
     chart, narrow = themed(chart, dark), themed(chart, dark, narrow=True)
-    if isinstance(chart, alt.ConcatChart):
+    if isinstance(chart, Figure):
         for width, drawn in (("wide", chart), ("narrow", narrow)):
             with st.container(key=f"{width} {name}"):
-                st.altair_chart(drawn, theme=None, width="content", key=f"{name} chart {width}")
+                st.vega_lite_chart(drawn.spec, theme=None, width="content", key=f"{name} chart {width}")
+        st.caption(plain(chart.spec["description"]))
     elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # as wide as there is room
         fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
         with st.container(width=chart.width + 90):
             st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart")
     else:
         st.altair_chart(chart, theme=None, width="content", key=f"{name} chart")
-    if isinstance(chart.description, str):
-        st.caption(plain(chart.description))
     with st.container(horizontal=True, gap="small"):
         offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
         offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")

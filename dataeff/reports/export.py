@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import duckdb
 import jinja2
 
@@ -22,7 +21,7 @@ from dataeff.reports import laws
 from dataeff.reports.answer import NUMBERS, plain, study_answer
 from dataeff.reports.charts import chart_bytes, law_figure, limits_chart, ratio_figure
 from dataeff.reports.frames import LIMITS, readable, study_limits
-from dataeff.reports.theme import themed
+from dataeff.reports.theme import Figure, themed
 
 # What a run cost counts once in the total, whichever recipes share it.
 COST = """
@@ -54,9 +53,9 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str, authors: Seq
     (versions,) = records(connection, VERSIONS, [study])
     software = [f"dataeff {dataeff.__version__}", f"DuckDB {duckdb.__version__}"]
     tables = (
-        ("trained", "Least loss trained by each recipe and D, and its data efficiency.", answer["trained"], NUMBERS),
-        ("limits", "Limits, all extrapolated, and how far beyond the data.", answer["limits"], NUMBERS),
-        ("cost", "Cost.", query(connection, COST, [study]), COST),
+        ("trained", "Least loss trained by each recipe and D, and its data efficiency.", answer["trained"], [NUMBERS]),
+        ("limits", "Limits, all extrapolated, and how far beyond the data.", answer["limits"], [NUMBERS]),
+        ("cost", "Cost.", query(connection, COST, [study]), [COST]),
     )
     return {
         "study": study,
@@ -79,14 +78,14 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str, authors: Seq
 
 def _figures(
     connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]
-) -> list[tuple[str, alt.TopLevelMixin, str]]:
+) -> list[tuple[str, Figure, list[str]]]:
     """Return caption, chart and SQL of the figures for which there are numbers."""
     figures = []
     if limits["rows"]:
-        figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), LIMITS))
+        figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
     if ratios := [row for row in laws.study_ratios(connection, study) if row["panel"] in laws.PANELS[:2]]:
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
-        figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), laws.RATIOS))
+        figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
     for over in "KD":
         frames = laws.study_laws(connection, study, over)
         tokens = max((law["seed_tokens"] or 0 for law in frames["laws"]), default=0)
@@ -96,8 +95,8 @@ def _figures(
         if any(row["layer"] == "law" for row in rows):
             caption = f"Ensembles at D = {tokens:,}, {averaging} averaged." if over == "K" else "Limits of each recipe over D."
             chart = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels="panel" if over == "K" else None)
-            figures.append((caption, chart, f"{laws.POINTS[over].strip()};\n\n{laws.LAWS[over].strip()}"))
-    return [(f"{caption} {chart.description}", chart, sql) for caption, chart, sql in figures]
+            figures.append((caption, chart, [laws.POINTS[over], laws.LAWS[over]]))
+    return [(f"{caption} {figure.spec['description']}", figure, sql) for caption, figure, sql in figures]
 
 
 def require_report_form(form: str) -> None:

@@ -15,9 +15,8 @@ from dataeff.errors import InputError
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, fit
 from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import compare, leave_largest_out
-from dataeff.records.queries import records
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, law_line, recipes, with_bars
+from dataeff.reports.frames import Records, law_line, recipes, study_records, with_bars
 
 if TYPE_CHECKING:
     import duckdb
@@ -84,8 +83,8 @@ FROM data_efficiency WHERE study = $1 ORDER BY seed_tokens
 
 def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> dict[str, Any]:
     """Return the `laws` of a study over "N", "K" or "D", their `points`, and all `recipes`, in whose order the laws come."""
+    laws, points = study_records(connection, study, LAWS[over], POINTS[over])
     order = recipes(connection, study)
-    laws, points = (records(connection, queries[over], [study]) for queries in (LAWS, POINTS))
     laws = [{**law, "reasons": _reasons(law)} for law in laws]
     laws.sort(key=lambda law: (order.index(law["recipe"]), law["seed_tokens"] or 0))
     return {"laws": laws, "points": with_bars(points) if over == "N" else points, "recipes": order}
@@ -93,8 +92,8 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
 
 def study_ratios(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
     """Return the ratios that there are, as `ratio_figure` takes them, by `panel`."""
-    rows = [row for row in records(connection, RATIOS, [study]) if row["ratio"] is not None]
-    return sorted(rows, key=lambda row: PANELS.index(row["panel"]))
+    (rows,) = study_records(connection, study, RATIOS)
+    return sorted((row for row in rows if row["ratio"] is not None), key=lambda row: PANELS.index(row["panel"]))
 
 
 def _reasons(law: dict[str, Any]) -> str:
