@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import altair as alt
 import pandas as pd
 import streamlit as st
 
 from dataeff.errors import DatabaseError, DataeffError, NotFoundError
+from dataeff.facts.store import Store, write_atomically
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 from dataeff.reports.progress import study_names
@@ -29,12 +30,13 @@ from dataeff.reports.theme import Figure, themed
 Answer, Option = TypeVar("Answer"), TypeVar("Option")
 WATCH_SECONDS, REDRAW_SECONDS = 5, 15  # when the file was written; a page whose file is written again and again
 NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
-# A chart that is wider than a phone scrolls inside itself, never the page.
-STYLE = """<style>[data-testid=stVegaLiteChart], [data-testid=stFullScreenFrame] {max-width: 100%; overflow-x: auto}
+LINKS = {"run_id": st.column_config.LinkColumn("run", display_text=r"run=(.{1,8})", width=90),
+         "cell_id": st.column_config.LinkColumn("cell", display_text=r"cell=[^/]*/(.*)")}  # fmt: skip
+# A chart scrolls where it is wider than the page; of a figure of panels the version that fits is shown.
+STYLE = """<style>[data-testid=stVegaLiteChart] {max-width: 100%; overflow-x: auto}
 [class*=st-key-wide-] svg.marks {max-width: 100%; height: auto}
 @media (max-width: 800px) {[class*=st-key-wide-] {display: none}}
-@media (min-width: 801px) {[class*=st-key-narrow-] {display: none}}
-</style>"""
+@media (min-width: 801px) {[class*=st-key-narrow-] {display: none}}</style>"""
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 state, url = st.session_state, st.query_params
 
@@ -44,12 +46,17 @@ def read(ask: Callable[..., Answer], *parameters: Any) -> Answer:
 
     `ask` is a function of a module, which its name stands for; it returns plain values.
     """
-    return _ask(written(), ask, parameters, connected=True)
+    return _read(written(), ask, parameters)
 
 
-def ask(ask: Callable[..., Answer], *parameters: Any) -> Answer:
-    """Return ask(path of the database, *parameters), cached like `read`, for what opens the file by itself."""
-    return _ask(written(), ask, parameters, connected=False)
+@st.cache_data(
+    max_entries=200,
+    show_spinner="Asking the database",
+    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
+)
+def _read(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
+    with database.read() as connection:
+        return ask(connection, *parameters)
 
 
 def written() -> float:
@@ -58,32 +65,19 @@ def written() -> float:
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
-@st.cache_data(
-    max_entries=200,
-    show_spinner="Asking the database",
-    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
-)
-def _ask(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...], connected: bool) -> Any:
-    if not connected:
-        return ask(database.path, *parameters)
-    with database.read() as connection:
-        return ask(connection, *parameters)
-
-
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Show what goes wrong with the database in place of what could not be shown."""
+    """Show what goes wrong in place of what could not be shown. What is wrong with the database may pass: it is tried again."""
     try:
         yield
     except DataeffError as error:
-        state.failed = isinstance(error, DatabaseError)  # which may pass
+        state.failed = isinstance(error, DatabaseError)
         st.error(plain(str(error)))
 
 
 def begin(pages: Sequence[Any], shown: Any) -> None:
     """Show the sidebar: the pages, each as it was left, and the studies. Ends the page where no study is recorded."""
-    state.page, state.failed = shown.title, True
-    drawn, seen = time.monotonic(), written()
+    state.page, state.failed, drawn, seen = shown.title, True, time.monotonic(), written()
 
     @st.fragment(run_every=WATCH_SECONDS)
     def watch() -> None:
@@ -94,36 +88,28 @@ def begin(pages: Sequence[Any], shown: Any) -> None:
         st.caption(f"{plain(database.path.name)}, {when}")
 
     with st.sidebar:
-        places = [st.empty() for _ in pages]
         watch()
-    try:
-        names = read(study_names)
-    except NotFoundError:
-        names = []
-    state.failed = not names
-    study = _choose_study(names) if names else None
-    for place, page in zip(places, pages, strict=True):
-        left = {} if page is shown else state.setdefault("urls", {}).get((page.title, study), {})
-        place.page_link(page, query_params=left or ({"study": study} if study else None))
+        try:
+            names = read(study_names)
+        except NotFoundError:
+            names = []
+        if names:
+            if (given := url.get("study")) not in names:
+                if given:
+                    st.warning(f"No study '{plain(given)}' is recorded here: this is {plain(names[0])}.")
+                url["study"] = names[0]
+            state.study = url["study"]
+            back = lambda: url.from_dict(left(state.page, state.study))  # noqa: E731
+            st.selectbox("Study", names, key="study", on_change=back)
+            remember()
+        for page in pages:
+            st.page_link(page, query_params=left("" if page is shown else page.title, url["study"]) if names else None)
     if not names:
-        file = "" if database.path.name == "dataeff.duckdb" else f" --database {database.path}"
-        st.info(f"No study is recorded in {plain(database.path.name)} yet. This page updates by itself once there is one.")
-        st.code(f"dataeff run quickstart{file}    # train a small study in minutes\n"
-                f"dataeff import laptop{file}     # or look at the bundled results", language="bash")  # fmt: skip
+        st.info(f"No study is recorded in {plain(database.path.name)}. This page updates by itself once one is. To get one, run:")
+        for command in ("run quickstart", "import laptop"):
+            st.code(f"dataeff {command} --database {database.path}", "bash", wrap_lines=True)
         st.stop()
-    remember()
-
-
-def _choose_study(names: list[str]) -> str:
-    given = url.get("study")
-    if given not in names:
-        if given:
-            st.warning(f"No study '{plain(given)}' is recorded here: {plain(names[0])} is shown.")
-        url["study"] = names[0]
-    if state.get("study") != url["study"]:
-        state.study = url["study"]
-    back = lambda: url.from_dict(state.urls.get((state.page, state.study), {"study": state.study}))  # noqa: E731
-    return st.sidebar.selectbox("Study", names, key="study", on_change=back)
+    state.failed = False
 
 
 def choose_study() -> str:
@@ -142,7 +128,12 @@ def put(key: str, value: Any) -> None:
 
 def remember() -> None:
     """Keep the URL of this page for the links to it."""
-    state.setdefault("urls", {})[state.page, url.get("study")] = {name: url.get_all(name) for name in url}
+    state.setdefault("urls", {})[state.page, url["study"]] = {name: url.get_all(name) for name in url}
+
+
+def left(page: str, study: str) -> dict[str, Any]:
+    """Return the choices with which a page was left in this study."""
+    return state.setdefault("urls", {}).get((page, study), {"study": study})
 
 
 def address(page: str, **choices: Any) -> str:
@@ -150,22 +141,20 @@ def address(page: str, **choices: Any) -> str:
     return f"{page}?{urlencode({'study': url['study'], **choices}, safe='/')}"
 
 
-def bound(widget: Callable[..., Any], label: str, *arguments: Any, key: str, value: Any, default: Any = None, **more: Any) -> Any:
+def bound(widget: Callable[..., Any], *arguments: Any, key: str, value: Any, default: Any = None, **more: Any) -> Any:
     """Return what is chosen in a widget that shows `value`, which the URL gave; the URL leaves out the default."""
     name = f"{state.page} {key}"
     if name not in state or state[name] != value:
         state[name] = value
-    changed = lambda: put(key, None if state[name] == default else state[name])  # noqa: E731
-    return widget(label, *arguments, key=name, on_change=changed, **more)
+    return widget(*arguments, key=name, on_change=lambda: put(key, None if state[name] == default else state[name]), **more)
 
 
 def choose(label: str, options: Sequence[Option], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Any:
-    """Return the option chosen, or the list of those of a widget for several; `default` is chosen first, else the first or none."""
+    """Return the option chosen, or the list of those of a widget for several; at first `default`, else the first or none."""
     by_name = {str(option): option for option in options}
     chosen = [by_name[name] for name in url.get_all(key) if name in by_name]
     if widget is st.multiselect or more.get("selection_mode") == "multi":
-        default = list(more.pop("default", ()))
-        return bound(widget, label, options, key=key, value=chosen or default, default=default, **more)
+        return bound(widget, label, options, key=key, value=chosen, default=[], **more)
     default = more.pop("default", options[0])
     return bound(widget, label, options, key=key, value=chosen[-1] if chosen else default, default=default, **more)
 
@@ -183,34 +172,25 @@ def show_sentences(sentences: Sequence[str]) -> None:
 def show_chart(chart: Figure | alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
     """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV.
 
-    A figure of panels is drawn twice, of which `STYLE` shows the one that fits the width of the page.
+    A figure of panels is drawn wide and narrow, of which `STYLE` shows one, with its caption.
     """
     dark = st.context.theme.type == "dark"
     chart, narrow = themed(chart, dark), themed(chart, dark, narrow=True)
     if isinstance(chart, Figure):
         for width, drawn in (("wide", chart), ("narrow", narrow)):
             with st.container(key=f"{width} {name}"):
-                st.vega_lite_chart(drawn.spec, theme=None, width="content", key=f"{name} chart {width}")
+                st.vega_lite_chart(drawn.spec, theme=None, width="content", key=f"{name} chart {width}", alt=name)
         st.caption(plain(chart.spec["description"]))
-    elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # as wide as there is room
-        fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+    elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # one panel: as wide as there is room
         with st.container(width=chart.width + 90):
-            st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart")
+            fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+            st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart", alt=name)
     else:
-        st.altair_chart(chart, theme=None, width="content", key=f"{name} chart")
+        st.altair_chart(chart, theme=None, width="content", key=f"{name} chart", alt=name)
     with st.container(horizontal=True, gap="small"):
         offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
         offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")
-        offer("data", lambda: _csv(pd.DataFrame(data).convert_dtypes()), f"{name} data.csv")
-
-
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> None:
-    """Show rows as a table: numbers to five digits, '-' for NULL; with a download of all of them as CSV."""
-    table = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
-    forms = {column: NUMBERS[kind] for column, dtype in table.dtypes.items() if (kind := dtype.kind) in NUMBERS}
-    config = forms | options.pop("column_config", {})
-    st.dataframe(table, hide_index=True, key=f"{name} table", column_config=config, **{"placeholder": "-"} | options)
-    offer("CSV", lambda: _csv(table), f"{name}.csv")
+        offer("data", lambda: pd.DataFrame(data).convert_dtypes().to_csv(index=False).encode(), f"{name} data.csv")
 
 
 def offer(label: str, content: Callable[[], bytes], file: str) -> None:
@@ -218,5 +198,27 @@ def offer(label: str, content: Callable[[], bytes], file: str) -> None:
     st.download_button(label, content, file, key=f"download {file}", type="tertiary", on_click="ignore")
 
 
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False).encode()
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str, **options: Any) -> None:
+    """Show rows as a table, which its toolbar downloads: numbers to five digits, '-' for NULL; `selected` rows are ticked."""
+    table = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
+    forms = {column: NUMBERS[kind] for column, dtype in table.dtypes.items() if (kind := dtype.kind) in NUMBERS}
+    config = forms | LINKS | options.pop("column_config", {})
+    ticked = {"selection": {"rows": options.pop("selected", []), "columns": [], "cells": []}}
+    if "on_select" in options and state.get(f"{name} table") != ticked:
+        state[f"{name} table"] = ticked
+    st.dataframe(table, hide_index=True, key=f"{name} table", column_config=config, **{"placeholder": "-"} | options)
+
+
+def show_records(rows: Sequence[dict[str, Any]], name: str, **options: Any) -> None:
+    """Show records as a table, in which the ids of runs and cells are links."""
+    of = {"run_id": lambda run: address("runs", run=run), "cell_id": lambda cell: address("study", cell=cell)}
+    linked = [[of[key](value) if key in of and value else value for key, value in row.items()] for row in rows]
+    show_table(list(rows[0]), linked, name, **options)
+
+
+def show_notes(name: str) -> None:
+    """Show notes that anybody may change. They are a file beside the database, which `rebuild` leaves as it is."""
+    file = Store.beside(database.path).path / "notes" / f"{quote(name, safe=' ')}.md"
+    text, key = file.read_text(encoding="utf-8") if file.exists() else "", f"notes {name}"
+    with st.expander(f"Notes: {plain(text)[:80]}" if text.strip() else "Notes"):
+        st.text_area("Notes", text, key=key, on_change=lambda: write_atomically(file, state[key]), label_visibility="collapsed")
