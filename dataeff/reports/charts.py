@@ -132,20 +132,22 @@ def _domain(rows: Records, y: str, log: bool) -> list[float]:
     reach = 3 * (third - first) if len(whole) > 6 and third > first else math.inf
     low, high = max(min(whole), first - reach), min(max(whole), third + reach)
     span, ends = (high - low) or 0.1 * (abs(high) or 1), [low, high]
-    for share, others in ((0.15, values(("curve", "law", "reference"), y)), (0.3, values(("point", "limit"), "low", "high"))):
+    for share, others in ((0.15, values(("curve", "law", "reference"), y)), (0.5, values(("point", "limit"), "low", "high"))):
         ends += [float(np.clip(value, low - share * span, high + share * span)) for value in others]
     bottom, top = min(ends) - span / 20, max(ends) + span / 20
     return [math.exp(bottom), math.exp(top)] if log else [bottom, top]
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Return three or more numbers from low to high, the roundest."""
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), [*np.arange(1, 2, 0.1), *np.arange(2, 10, 0.5)]):
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    """Return three or more round numbers from low to high, for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
         numbers = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
         if len(numbers) > 2:
-            break
-    return numbers
+            return numbers
+    third = (high - low) / 3 or low
+    step = max(step for size in (1, 2, 5) if (step := size * 10.0 ** math.floor(math.log10(third))) <= third)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _prepared(rows: Records, x: str, y: str, places: dict[str, float], domain: Sequence[float], log: bool) -> Records:
@@ -297,7 +299,7 @@ def save_chart(figure: Figure, path: Path) -> None:
     """Write a figure with its caption as .svg, .png or .html, by the suffix of `path`. Raises `InputError` for another."""
     require_chart_suffix(path)
     note = textwrap.wrap(figure.spec["description"], 120)
-    figure = figure.properties(title={"text": figure.spec.get("title", ""), "subtitle": note, "offset": 12})
+    figure = figure.properties(title={"text": figure.spec.get("title") or " ", "subtitle": note, "offset": 12})
     path.write_bytes(chart_bytes(themed(figure), path.suffix[1:]))
 
 
