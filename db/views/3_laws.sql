@@ -128,7 +128,7 @@ FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio U
 CREATE OR REPLACE VIEW recipe_summary AS
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
-    own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
+    own.training_flops, teacher.training_flops AS teacher_flops, tokens_needed, data_efficiency, data_efficiency_low, data_efficiency_high,
     extrapolated, data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, trained_extrapolated,
     largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary,
     limits.open, stale, trained_reason, limits.reason
