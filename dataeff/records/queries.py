@@ -81,10 +81,12 @@ def runs(
     names = ", ".join(f'"{name}"' for name in chosen)
     conditions = " AND ".join(f"(\n{condition}\n)" for condition in where) or "true"
     uses = ", ".join(f"string_agg(DISTINCT {name}, ', ' ORDER BY {name}) AS {name}" for name in of_use)
-    used = f"(SELECT run_id, {uses} FROM study_run WHERE {conditions} GROUP BY run_id)"
-    order = f'"{key}" {direction} NULLS LAST, run_id LIMIT {limit or "ALL"}'
+    order = f"{direction} NULLS LAST, run_id"
+    first = f"""SELECT run_id FROM study_run WHERE {conditions} GROUP BY run_id
+        ORDER BY min("{key}") {order} LIMIT {limit or "ALL"}"""
+    used = f"(SELECT run_id, {uses} FROM study_run SEMI JOIN ({first}) USING (run_id) WHERE {conditions} GROUP BY run_id)"
     try:
-        return query(connection, f"SELECT {names} FROM {used} JOIN run USING (run_id) ORDER BY {order}")
+        return query(connection, f'SELECT {names} FROM {used} JOIN run USING (run_id) ORDER BY "{key}" {order}')
     except QueryError as error:
         raise QueryError(f"{error}\nThe columns of runs are: {', '.join(valid)}") from error
 

@@ -29,11 +29,9 @@ WHERE study = $1 ORDER BY seed_tokens DESC, best_trained NULLS LAST, list_positi
 
 # The laws that the numbers rest on: the baseline's over D, then those of each recipe over N or K.
 LAWS = """
-SELECT recipe, seed_tokens, kind, undefined, resamples, if(law.points = 3, list_distinct(warnings || [$2]), warnings) AS warnings,
-    if(low IS NULL AND high IS NULL, fit.interval_reason, NULL) AS no_interval
-FROM fit_state AS fit LEFT JOIN asymptote AS law USING (study, recipe, seed_tokens)
-WHERE study = $1 AND (quantity = 'data_law' AND recipe = (SELECT baseline FROM study WHERE name = $1)
-    OR quantity = 'asymptote' AND value IS NOT NULL AND kind <> 'best over N')
+SELECT recipe, seed_tokens, undefined, resamples, warnings, if(low IS NULL AND high IS NULL, interval_reason, NULL) AS no_interval
+FROM fit_state WHERE study = $1 AND (quantity = 'data_law' AND recipe = (SELECT baseline FROM study WHERE name = $1)
+    OR quantity = 'asymptote' AND value IS NOT NULL)
 ORDER BY quantity <> 'data_law', seed_tokens DESC, recipe
 """
 
@@ -144,13 +142,18 @@ def _limit(row: dict[str, Any]) -> tuple[str, ...]:
 def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records) -> list[str]:
     """Return what is doubtful, in short: the laws that the numbers rest on, the baseline's first; noise; certificates."""
     lines = ["Runs were added since the laws were fitted: `dataeff refresh`."] if any(row["stale"] for row in summary) else []
-    doubtful = []
-    for law in records(connection, LAWS, [study, NO_FREEDOM]):
+    doubtful, kinds = [], {(row["recipe"], row["seed_tokens"]): row for row in summary}
+    for law in records(connection, LAWS, [study]):
+        over = kinds.get((law["recipe"], law["seed_tokens"]), {"kind": "data law", "points": 0})
+        if over["kind"] == "best over N":
+            continue
+        if over["points"] == 3 and NO_FREEDOM not in law["warnings"]:
+            law["warnings"].append(NO_FREEDOM)
         doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in law["warnings"]]
         if law["undefined"] > 0.05 * law["resamples"]:
             doubts.append(f"{law['undefined'] / law['resamples']:.0%} of its resamples show no limit")
         doubts += [f"no interval: {law['no_interval']}"] if law["no_interval"] else []
-        name = f"{law['recipe']}'s law over {'K' if law['kind'] == 'asymptote in K, best over N' else 'N'}"
+        name = f"{law['recipe']}'s law over {'K' if over['kind'] == 'asymptote in K, best over N' else 'N'}"
         name = name if law["seed_tokens"] else f"The baseline's law over D ({law['recipe']}), under every ratio"
         doubtful += [{**law, "name": name, "why": "; ".join(doubts)}] if doubts else []
     for (name, why), laws in by_key(doubtful, "name", "why").items():

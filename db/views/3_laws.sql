@@ -12,7 +12,7 @@ WITH item AS (
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, averaging, members, best) FROM cell
 ), own AS (
-    SELECT study, recipe, hex(bit_xor(md5_number_lower(fact))) AS evidence FROM item GROUP BY study, recipe
+    SELECT study, recipe, hex(bit_xor(hash(fact))) AS evidence FROM item GROUP BY study, recipe
 )
 SELECT own.study, own.recipe, concat_ws(' ', own.evidence, study.baseline, base.evidence,
     (SELECT version FROM schema)) AS evidence
