@@ -156,7 +156,7 @@ def status(
     if study is None or as_json or as_csv:
         show_rows(columns, rows, as_json, as_csv)
         return
-    shown = ("recipe", "seed_tokens", "size", "state", "val_loss", "margin", "lr", "weight_decay", "epochs", "runs")
+    shown = ("recipe", "seed_tokens", "size", "state", "best_loss", "margin", "lr", "weight_decay", "epochs", "runs")
     cells = [dict(zip(columns, row, strict=True)) for row in rows]
     print_table(shown, [[cell[name] for name in shown] for cell in cells])
     for cell in cells:

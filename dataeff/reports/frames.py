@@ -61,22 +61,16 @@ ORDER BY seed_tokens, layer, recipe, line, parameters_total, members
 """
 
 
-def study_records(connection: duckdb.DuckDBPyConnection, study: str, *queries: str) -> list[Records]:
-    """Return the rows of each query, whose $1 is the study. Raises `NotFoundError` for a study that is not recorded."""
-    require_study(connection, study)
-    return [records(connection, query, [study]) for query in queries]
-
-
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
     """Return the study's recipes, in the order of its declaration."""
     return connection.execute("SELECT json_keys(spec, '$.recipes') FROM study WHERE name = $1", [study]).fetchone()[0]
 
 
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return the arguments of `limits_chart` for a recorded study."""
-    (rows,) = study_records(connection, study, LIMITS)
+    """Return the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded."""
+    require_study(connection, study)
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    return {"rows": with_bars(rows), "recipes": recipes(connection, study), "title": question}
+    return {"rows": with_bars(records(connection, LIMITS, [study])), "recipes": recipes(connection, study), "title": question}
 
 
 def with_bars(rows: Records) -> Records:

@@ -15,8 +15,9 @@ from dataeff.errors import InputError
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, fit
 from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import compare, leave_largest_out
+from dataeff.records.queries import records, require_study
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, law_line, recipes, study_records, with_bars
+from dataeff.reports.frames import Records, law_line, recipes, with_bars
 
 if TYPE_CHECKING:
     import duckdb
@@ -83,8 +84,8 @@ FROM data_efficiency WHERE study = $1 ORDER BY seed_tokens
 
 def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> dict[str, Any]:
     """Return the `laws` of a study over "N", "K" or "D", their `points`, and all `recipes`, in whose order the laws come."""
-    laws, points = study_records(connection, study, LAWS[over], POINTS[over])
-    order = recipes(connection, study)
+    require_study(connection, study)
+    laws, points, order = *(records(connection, of[over], [study]) for of in (LAWS, POINTS)), recipes(connection, study)
     laws = [{**law, "reasons": _reasons(law)} for law in laws]
     laws.sort(key=lambda law: (order.index(law["recipe"]), law["seed_tokens"] or 0))
     return {"laws": laws, "points": with_bars(points) if over == "N" else points, "recipes": order}
@@ -92,8 +93,9 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
 
 def study_ratios(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
     """Return the ratios that there are, as `ratio_figure` takes them, by `panel`."""
-    (rows,) = study_records(connection, study, RATIOS)
-    return sorted((row for row in rows if row["ratio"] is not None), key=lambda row: PANELS.index(row["panel"]))
+    require_study(connection, study)
+    rows = [row for row in records(connection, RATIOS, [study]) if row["ratio"] is not None]
+    return sorted(rows, key=lambda row: PANELS.index(row["panel"]))
 
 
 def _reasons(law: dict[str, Any]) -> str:

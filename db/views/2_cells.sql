@@ -53,7 +53,10 @@ GROUP BY study, recipe;
 -- trained at its point: single models, whatever the objective.
 CREATE OR REPLACE VIEW best_run AS
 WITH best AS (
-    SELECT cell_id, run_id, coordinates FROM grid_point WHERE is_best
+    SELECT cell_id, trial.coordinates, if(objective = 'K', min(run_id), arg_min(run_id, (val_loss IS NULL, val_loss, run_id))) AS run_id
+    FROM cell JOIN trial USING (cell_id) JOIN run USING (run_id)
+    WHERE role = 'search' AND trial.coordinates = best
+    GROUP BY cell_id, objective, trial.coordinates
 ), tried AS (
     SELECT cell_id, status, if(trial.run_id = best.run_id
         OR (role IN ('replicate', 'member') AND trial.coordinates = best.coordinates), val_loss, NULL) AS loss_at_best
@@ -72,10 +75,11 @@ FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN counted USING (cell_id) LEFT 
 -- One row a cell: whether its optimum is certified, and how many of its neighbours are as good within the noise.
 CREATE OR REPLACE VIEW certificate AS
 WITH near AS (
-    SELECT cell_id, count(*) FILTER (NOT point.is_best AND point.objective_loss - best.objective_loss <= 2 * noise_sd) AS within_noise
-    FROM grid_point AS best JOIN cell USING (cell_id) JOIN noise USING (study, recipe) JOIN grid_point AS point USING (cell_id)
-    WHERE best.is_best AND objective = 'single' AND noise_sd IS NOT NULL
-        AND list_distance(point.coordinates::DOUBLE[], best.coordinates::DOUBLE[]) <= 1
+    SELECT cell_id,
+        count(DISTINCT trial.coordinates) FILTER (trial.coordinates <> best AND val_loss - best_loss <= 2 * noise_sd) AS within_noise
+    FROM cell JOIN noise USING (study, recipe) JOIN trial USING (cell_id) JOIN run USING (run_id)
+    WHERE role = 'search' AND objective = 'single' AND noise_sd IS NOT NULL
+        AND list_distance(trial.coordinates::DOUBLE[], best::DOUBLE[]) <= 1
     GROUP BY cell_id
 )
 SELECT cell_id, cell.study, cell.recipe, cell.seed_tokens, cell.size, cell.parameters_total, best_run.run_id, state,

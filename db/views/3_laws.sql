@@ -12,7 +12,7 @@ WITH item AS (
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, averaging, members, best) FROM cell
 ), own AS (
-    SELECT study, recipe, hex(bit_xor(md5_number_lower(fact))) AS evidence FROM item GROUP BY study, recipe
+    SELECT study, recipe, hex(bit_xor(hash(fact))) AS evidence FROM item GROUP BY study, recipe
 )
 SELECT own.study, own.recipe, concat_ws(' ', own.evidence, study.baseline, base.evidence,
     (SELECT version FROM schema)) AS evidence
@@ -128,7 +128,7 @@ FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio U
 CREATE OR REPLACE VIEW recipe_summary AS
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
-    own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
+    own.training_flops, teacher.training_flops AS teacher_flops, tokens_needed, data_efficiency, data_efficiency_low, data_efficiency_high,
     extrapolated, data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, trained_extrapolated,
     largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary,
     limits.open, stale, trained_reason, limits.reason
