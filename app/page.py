@@ -25,13 +25,17 @@ from dataeff.facts.store import Store, write_atomically
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 from dataeff.reports.progress import study_names
-from dataeff.reports.theme import themed
+from dataeff.reports.theme import Figure, themed
 
 WATCH_SECONDS = 10
 NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
 LINKS = {"run_id": st.column_config.LinkColumn("run", display_text=r"run=(.{1,8})", width=90),
          "cell_id": st.column_config.LinkColumn("cell", display_text=r"cell=[^/]*/(.*)")}  # fmt: skip
-STYLE = "<style>[data-testid=stVegaLiteChart] {max-width: 100%; overflow-x: auto}</style>"  # a wide chart scrolls, not the page
+# A chart scrolls where it is wider than the page; of a figure of panels the version that fits is shown.
+STYLE = """<style>[data-testid=stVegaLiteChart] {max-width: 100%; overflow-x: auto}
+[class*=st-key-wide-] svg.marks {max-width: 100%; height: auto}
+@media (max-width: 800px) {[class*=st-key-wide-] {display: none}}
+@media (min-width: 801px) {[class*=st-key-narrow-] {display: none}}</style>"""
 database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 state, url = st.session_state, st.query_params
 
@@ -156,14 +160,24 @@ def show_sentences(sentences: Sequence[str]) -> None:
     st.markdown("\n".join(f"- {plain(line)}" if line[:2] == "  " else f"\n{plain(line)}\n" for line in sentences))
 
 
-def show_chart(chart: alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
-    """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV."""
-    chart = fitted = themed(chart, dark=st.context.theme.type == "dark")
-    one = isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int)  # panel: as wide as there is room
-    if one:
-        fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
-    with st.container(width=chart.width + 90 if one else "stretch"):
-        st.altair_chart(fitted, theme=None, width="stretch" if one else "content", key=f"{name} chart", alt=name)
+def show_chart(chart: Figure | alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
+    """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV.
+
+    A figure of panels is drawn wide and narrow, of which `STYLE` shows one, with its caption.
+    """
+    dark = st.context.theme.type == "dark"
+    chart, narrow = themed(chart, dark), themed(chart, dark, narrow=True)
+    if isinstance(chart, Figure):
+        for width, drawn in (("wide", chart), ("narrow", narrow)):
+            with st.container(key=f"{width} {name}"):
+                st.vega_lite_chart(drawn.spec, theme=None, width="content", key=f"{name} chart {width}", alt=name)
+        st.caption(plain(chart.spec["description"]))
+    elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # one panel: as wide as there is room
+        with st.container(width=chart.width + 90):
+            fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+            st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart", alt=name)
+    else:
+        st.altair_chart(chart, theme=None, width="content", key=f"{name} chart", alt=name)
     with st.container(horizontal=True, gap="small"):
         offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
         offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")

@@ -8,15 +8,13 @@ Every call opens the file for as long as its query takes, so a study may go on w
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataeff.errors import DatabaseError, NotFoundError
+from dataeff.errors import NotFoundError
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.reports.answer import ROWS, answer_rows, answer_text
-from dataeff.study.fits import renew_fits
+from dataeff.reports.answer import study_answer
 
 if TYPE_CHECKING:
     import altair as alt
@@ -27,14 +25,10 @@ class Results:
     """The results in a DuckDB file. Methods raise as `Database.read` does; `study` may be omitted where there is only one."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open the file, or raise `NotFoundError` where there is none; renews its intervals if it can be written."""
+        """Open the file, or raise `NotFoundError` where there is none."""
         self.database = Database(path)
         with self.database.read():
             pass
-        try:
-            renew_fits(self.database)
-        except DatabaseError as error:
-            warnings.warn(f"the intervals were not renewed: {error}", stacklevel=3)
 
     def sql(self, text: str, *parameters: Any) -> pd.DataFrame:
         """Return the rows of a query; tables and views are described in db/README.md. Raises `QueryError`."""
@@ -52,14 +46,20 @@ class Results:
 
     def answer(self, study: str | None = None) -> pd.DataFrame:
         """Return one row a recipe and D: limit and best loss trained (nats/token), data efficiency, 90% intervals."""
-        return self.sql(ROWS, self._one(study))
+        import pandas as pd
+
+        columns, rows = self._answer(study)["numbers"]
+        return pd.DataFrame(rows, columns=columns)
 
     def summary(self, study: str | None = None) -> str:
-        """Return the answer in sentences, and its caveats."""
+        """Return the answer in one sentence, and its caveats."""
+        answer = self._answer(study)
+        return "\n".join([answer["sentence"], "", *answer["caveats"]])
+
+    def _answer(self, study: str | None) -> dict[str, Any]:
         name = self._one(study)
         with self.database.read() as connection:
-            question, answers, doubts = answer_text(connection, name, *answer_rows(connection, name))
-        return "\n".join([question, *answers, "", *doubts])
+            return study_answer(connection, name)
 
     def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.FacetChart:
         """Return loss against parameters, one panel a budget, with laws and limits."""

@@ -16,7 +16,7 @@ def test_two_lines_give_frames_and_charts_of_a_study(finished):
     trained = answer[["recipe", "seed_tokens", "best_trained"]].sort_values(["recipe", "seed_tokens"], ignore_index=True)
     assert trained.equals(recorded)
     assert results.sql("SELECT count(*) AS n FROM run WHERE status = $1", "finished").n[0] > 10
-    assert "standard reaches" in results.summary("tiny")
+    assert "Run-to-run noise" in results.summary("tiny")
     chart = results.limits_chart().to_dict()
     assert {row["panel"] for row in chart["data"]["values"]} == {"D = 1,024 tokens", "D = 2,048 tokens"}
 

@@ -30,7 +30,7 @@ def test_the_page_needs_no_network_and_draws_its_charts(written, chromium):
     page.wait_for_selector(".chart .marks")
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == [] == complaints
     text = page.inner_text("body")
-    assert "Does a study of a few seconds hold together?" in text and "standard reaches" in text
+    assert "Does a study of a few seconds hold together?" in text and " at 2,048 tokens" in text
     assert page.locator(".chart .marks").count() == page.locator(".chart").count() > 0
     page.close()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option
 
-from dataeff.cli.common import console, open_database, print_table, renew, show_rows, study_name
+from dataeff.cli.common import console, open_database, print_table, show_rows, study_name
 from dataeff.cli.options import DEFAULT_DATABASE, CsvOption, DatabaseOption, JsonOption, PlotOption, StudyArgument, app
 from dataeff.errors import DataeffError, InputError, nearest
 from dataeff.reports.text import count, duration
@@ -156,7 +156,7 @@ def status(
     if study is None or as_json or as_csv:
         show_rows(columns, rows, as_json, as_csv)
         return
-    shown = ("recipe", "seed_tokens", "size", "state", "val_loss", "margin", "lr", "weight_decay", "epochs", "runs")
+    shown = ("recipe", "seed_tokens", "size", "state", "best_loss", "margin", "lr", "weight_decay", "epochs", "runs")
     cells = [dict(zip(columns, row, strict=True)) for row in rows]
     print_table(shown, [[cell[name] for name in shown] for cell in cells])
     for cell in cells:
@@ -185,7 +185,7 @@ def answer(
         from dataeff.reports.charts import limits_chart, require_chart_suffix, save_chart
         from dataeff.reports.frames import study_limits
 
-        require_chart_suffix(plot)  # before intervals are renewed
+        require_chart_suffix(plot)
     _print_answer(name, database, as_json, as_csv)
     if plot:
         with open_database(database).read() as connection:
@@ -195,17 +195,17 @@ def answer(
 
 
 def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
-    from dataeff.reports.answer import answer_rows, answer_table, answer_text
+    from dataeff.reports.answer import study_answer
 
-    renew(database, name)
     with open_database(database).read() as connection:
-        columns, rows = answer_rows(connection, name)
-        question, answers, doubts = answer_text(connection, name, columns, rows)
+        answer = study_answer(connection, name)
     if as_json or as_csv:
-        show_rows(columns, rows, as_json, as_csv)
-    else:
-        print_table(*answer_table(columns, rows))
-        console().print("\n".join(["", question, *answers, "", *doubts]), markup=False)
+        show_rows(*answer["numbers"], as_json, as_csv)
+        return
+    console().print(f"{answer['sentence']}\n", markup=False)
+    print_table(*answer["trained"], title="\nTrained")
+    print_table(*answer["limits"], title="\nLimits, extrapolated")
+    console().print("\n".join(["", *answer["caveats"]]), markup=False)
 
 
 @app.command()
@@ -228,7 +228,6 @@ def report(
     name = study_name(study)
     form = form or (output.suffix[1:] if output else "html")
     require_report_form(form)
-    renew(database, name)
     with open_database(database).read() as connection:
         made = study_report(connection, name)
     for file in write_report(made, output or Path(f"{name}.{form}"), form):

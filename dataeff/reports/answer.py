@@ -1,92 +1,66 @@
-"""The answer of a study: one table, the sentences that say what it means, and caveats.
+"""The answer of a study: one sentence about what was reached, what was trained, limits, and caveats.
 
-Every number comes from the views `recipe_summary`, `best_run`, `certificate` and `noise`; nothing is computed here that SQL does
-not show.
+Every number is of a view; nothing is computed here that SQL does not show. A ratio beyond the budgets of the baseline is marked
+as extrapolated, and one further beyond than `FAR` times is given as that bound.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dataeff.records.queries import query, records
-from dataeff.reports.frames import Records, by_key, hold_views, study_limits
+from dataeff.laws.fit import NO_FREEDOM, WARNINGS
+from dataeff.records.queries import query, records, require_study
+from dataeff.reports.frames import Records, by_key
 
 if TYPE_CHECKING:
     import duckdb
 
-ROWS = """
-SELECT recipe, seed_tokens, kind AS limit_kind, limit_loss, e_low AS limit_low, e_high AS limit_high, best_trained,
-    size AS best_size, members, inference_parameters, training_flops, teacher_flops, points, certified, boundary, open,
-    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, data_efficiency,
-    data_efficiency_low, data_efficiency_high, reason
-FROM recipe_summary JOIN study ON study.name = study
-WHERE study = $1
-ORDER BY list_position(json_keys(spec, '$.recipes'), recipe), seed_tokens
+FAR = 100  # times the baseline's largest budget: beyond it a law says nothing
+COUNTS = ("", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+UNITS = "Losses in nats/token; D: distinct training tokens; N: parameters; K: members of an ensemble; intervals: 90%, of noise."
+
+NUMBERS = """
+SELECT recipe_summary.* EXCLUDE (study) FROM recipe_summary JOIN study ON study.name = study
+WHERE study = $1 ORDER BY seed_tokens DESC, best_trained NULLS LAST, list_position(json_keys(spec, '$.recipes'), recipe), recipe
 """
 
-# Where cells tuned for the limit in K ended, against the optimum of the recipe they build on.
-TUNED_FOR_THE_LIMIT = """
-SELECT tuned.recipe, base.recipe AS base, count(*) AS cells, median(tuned.epochs / base.epochs) AS epochs,
-    coalesce(median(tuned.weight_decay / nullif(base.weight_decay, 0)), 1) AS weight_decay,
-    count(*) FILTER (tuned.epochs / base.epochs BETWEEN 0.99 AND 4.01
-        AND tuned.weight_decay BETWEEN 0.249 * base.weight_decay AND 1.01 * base.weight_decay) AS by_rule
-FROM best_run AS tuned JOIN cell ON cell.cell_id = tuned.cell_id JOIN best_run AS base ON base.cell_id = cell.base
-WHERE tuned.study = $1 AND objective = 'K' AND tuned.run_id IS NOT NULL
-GROUP BY ALL ORDER BY ALL
+# The laws that the numbers rest on: the baseline's over D, then those of each recipe over N or K.
+LAWS = """
+SELECT recipe, seed_tokens, undefined, resamples, warnings, if(low IS NULL AND high IS NULL, interval_reason, NULL) AS no_interval
+FROM fit_state WHERE study = $1 AND (quantity = 'data_law' AND recipe = (SELECT baseline FROM study WHERE name = $1)
+    OR quantity = 'asymptote' AND value IS NOT NULL)
+ORDER BY quantity <> 'data_law', seed_tokens DESC, recipe
 """
 
-CERTIFICATES = """
-SELECT state, recipe, seed_tokens, size, edges, certificate.reason, run_id IS NOT NULL AS begun, note,
-    coalesce(within_noise > 0, false) AS tied
-FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY ALL
+CELLS = """
+SELECT certificate.state, recipe, seed_tokens, size, note, coalesce(within_noise > 0, false) AS tied,
+    if(run_id IS NULL, 'nothing has finished yet', coalesce(nullif(array_to_string(edges, ', '), ''), certificate.reason)) AS why
+FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY recipe, seed_tokens, size
 """
-
-UNITS = (
-    "Losses are validation cross-entropy in nats per token. A limit is an asymptote in N or in K, or the best over N; trained "
-    "is the least loss reached, by the best model: so many members of a size. Data efficiency is the tokens that the "
-    "baseline's data law needs to reach a loss, over D. Intervals are 90%: run-to-run noise through every law of the chain, "
-    "the baseline's too; not the choice of the laws' form."
-)
 
 
 def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return all that a study's answer is shown with: `table`, the columns and rows of `answer_rows`; `text`, what `answer_text`
-    says; `limits`, the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded.
+    """Return `question`, `sentence` (about what was reached), `trained` and `limits` (tables to read, as (columns, rows)),
+    `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
+
+    Raises `NotFoundError` for a study that is not recorded.
     """
-    table = answer_rows(connection, study)
-    return {"table": table, "text": answer_text(connection, study, *table), "limits": study_limits(connection, study)}
-
-
-def answer_rows(connection: duckdb.DuckDBPyConnection, study: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Return (columns, rows): one row a recipe and D. Losses in nats per token on the validation split.
-
-    Raises `NotFoundError` for a study that is not in the database.
-    """
-    hold_views(connection, study)
-    return query(connection, ROWS, [study])
-
-
-def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the rows of `answer_rows` as a table to read: losses in nats per token, numbers beside their 90% intervals."""
-    table = [
-        (
-            record["recipe"],
-            str(record["seed_tokens"]),
-            bracketed(record["limit_loss"], record["limit_low"], record["limit_high"], ".3f"),
-            ratio(record, "data_efficiency"),
-            bracketed(record["best_trained"], None, None, ".3f"),
-            ratio(record, "data_efficiency_trained"),
-            f"{record['members']} x {record['best_size']}" if record["best_size"] else "-",
-        )
-        for record in _named(columns, rows)
-    ]
-    return ["recipe", "D", "limit", "efficiency (limit)", "trained", "efficiency (trained)", "best model"], table
-
-
-def _named(columns: list[str], rows: list[tuple[Any, ...]]) -> Records:
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    require_study(connection, study)
+    question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
+    columns, rows = query(connection, NUMBERS, [study])
+    summary = [dict(zip(columns, row, strict=True)) for row in rows]
+    limits = [row for row in summary if row["kind"] != "best over N"]
+    return {
+        "question": str(question),
+        "sentence": _sentence(summary, baseline),
+        "trained": (["recipe", "D", "loss", "model", "data efficiency"], [_trained(row) for row in summary]),
+        "limits": (["recipe", "D", "limit", "data efficiency", "beyond the data"], [_limit(row) for row in limits]),
+        "caveats": _caveats(connection, study, summary),
+        "numbers": (columns, rows),
+    }
 
 
 def plain(text: str) -> str:
@@ -94,103 +68,111 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>$#~|!])", r"\\\1", " ".join(text.split()))
 
 
-def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    """Return a number beside its interval, whose upper end may be missing."""
+def ratio(row: dict[str, Any], name: str, digits: int = 2, what: str = "") -> str:
+    """Return a data efficiency of a row of `recipe_summary` with its interval, and whether it is extrapolated."""
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "-"
-    upper = "∞" if high is None else f"{high:{form}}" if high < 1e4 else f"{high:.2g}"
-    return f"{value:{form}}" + ("" if low is None and high is None else f" [{'?' if low is None else f'{low:{form}}'}, {upper}]")
+    bound = FAR * row["largest_budget"] / row["seed_tokens"]
+    notes = _ends(low, high, lambda end: f"over {bound:.0f}" if end > bound else f"{end:.{digits}f}")
+    notes += ["extrapolated"] if value * FAR > bound else []
+    text = f"over {bound:.0f}x" if value > bound else f"{value:.{digits}f}x"
+    return text + what + (f" ({', '.join(notes)})" if notes else "")
 
 
-def ratio(record: dict[str, Any], name: str) -> str:
-    """Return a data efficiency beside its interval."""
-    return bracketed(record[name], record[f"{name}_low"], record[f"{name}_high"], ".2f")
+def _ends(low: float | None, high: float | None, text: Callable[[float], str]) -> list[str]:
+    return [] if low is high is None else [f"{'?' if low is None else text(low)} to {'∞' if high is None else text(high)}"]
 
 
-def answer_text(
-    connection: duckdb.DuckDBPyConnection, study: str, columns: list[str], rows: list[tuple[Any, ...]]
-) -> tuple[str, list[str], list[str]]:
-    """Return the study's question, what `answer_rows` gave in sentences: the data efficiency of each recipe at the largest D, and
-    the caveats. A sentence that begins with two spaces is an item of the one before it.
-    """
-    summary = _named(columns, rows)
-    question, baseline = connection.execute("SELECT question, baseline FROM study WHERE name = $1", [study]).fetchone()
-    largest = max((record["seed_tokens"] for record in summary), default=None)
-    at_largest = {record["recipe"]: record for record in summary if record["seed_tokens"] == largest}
-    lines = []
-    if base := at_largest.pop(baseline, None):
-        lines.append(f"At D = {largest:,} seed tokens, {baseline} reaches {_loss(base)}. By its law over D:")
-    lines += [_efficiency(record) for record in at_largest.values() if record["limit_loss"] is not None]
-    lacking = [
-        {"lack": "limit" if r["limit_loss"] is None else "data efficiency",
-         "why": r["reason"].removeprefix("this recipe has no limit here: "), **r}
-        for r in summary if r["reason"]
-    ]  # fmt: skip
-    for (lack, recipe, why), at in by_key(lacking, "lack", "recipe", "why").items():
-        lines.append(f"No {lack} for {recipe} at D = {budgets(at)}: {why}.")
-    for recipe, base, count, epochs, decay, by_rule in connection.execute(TUNED_FOR_THE_LIMIT, [study]).fetchall():
-        lines.append(
-            f"{recipe}, tuned for its limit in K, ends at {epochs:.3g}x the epochs and {decay:.3g}x the weight decay of {base}'s "
-            f"optimum (medians of {count} cells); the rule of twice and half is within a factor of two of {by_rule} of them."
-        )
-    return str(question), lines, _caveats(connection, study, summary)
+def _sentence(summary: Records, baseline: str | None) -> str:
+    """Say what was reached at the largest D at which there is more than the baseline."""
+    done = [row for row in summary if row["best_trained"] is not None]
+    if not done:
+        return "No run has finished yet: there is no answer."
+    tokens = next((row["seed_tokens"] for row in done if row["recipe"] != baseline), done[0]["seed_tokens"])
+    best, *others = done = [row for row in done if row["seed_tokens"] == tokens]
+    known = best["data_efficiency_trained"] is not None and best["recipe"] != baseline
+    ties = [row["recipe"] for row in others if round(row["best_trained"] - best["best_trained"], 3) == 0]
+    name = best["recipe"] + (f", tied with {', '.join(ties)}" if ties else "")
+
+    def reached(row: dict[str, Any], what: str = "") -> str:
+        return ratio(row, "data_efficiency_trained", 1, what) if known else f"{row['best_trained']:.3f} nats/token"
+
+    verb, who = "was", f"The best single model ({name})"
+    if best["members"] > 1:
+        count = COUNTS[best["members"]] if best["members"] < len(COUNTS) else best["members"]
+        verb, who = "were", f"{count} models together ({name})"
+    parts = [f"{who} {f'{verb} worth' if known else 'reached'} {reached(best, ' the data')} at {tokens:,} tokens"]
+    single = next((row for row in done if row["members"] == 1), best)
+    if single is not best:
+        parts.append(f"the best single model ({single['recipe']}) {reached(single)}")
+    base = next((row for row in done if row["recipe"] == baseline), best)
+    if not known and base is not best and base is not single:
+        parts.append(f"the baseline ({baseline}) {reached(base)}")
+    text = f"{'; '.join(parts)}."
+    if not others:
+        return f"{text} There is no other recipe to compare it with."
+    if best["recipe"] == baseline:
+        return f"{text} That is the baseline: no other recipe was better."
+    if not known:
+        return f"{text} What that is worth in data is not known: {best['trained_reason']}."
+    low = best["data_efficiency_trained_low"]
+    return f"{text} That may be no gain: the interval holds 1." if low is not None and low <= 1 else text
 
 
-def budgets(rows: Records) -> str:
-    """Return the D of rows, to read."""
-    return "; ".join(f"{row['seed_tokens']:,}" for row in rows)
+def _trained(row: dict[str, Any]) -> tuple[str, ...]:
+    loss = "-" if row["best_trained"] is None else f"{row['best_trained']:.3f}"
+    model = f"{row['members']} x {row['size']}" if row["size"] else "-"
+    return row["recipe"], f"{row['seed_tokens']:,}", loss, model, ratio(row, "data_efficiency_trained")
 
 
-def _loss(record: dict[str, Any]) -> str:
-    if record["limit_loss"] is None:
-        return "no limit"
-    interval = ""
-    if record["limit_low"] is not None:
-        interval = f", 90% interval {record['limit_low']:.3f} to {record['limit_high']:.3f}"
-    return f"{record['limit_loss']:.3f} nats/token ({record['limit_kind']}{interval})"
-
-
-def _efficiency(record: dict[str, Any]) -> str:
-    text = f"  {record['recipe']}: {_loss(record)}"
-    if record["data_efficiency"] is not None:
-        interval = ""
-        if record["data_efficiency_low"] is not None:
-            high = record["data_efficiency_high"]
-            interval = f" ({record['data_efficiency_low']:.2g} to {'unbounded' if high is None else f'{high:.2g}'})"
-        text += f", efficiency {record['data_efficiency']:.3g}x{interval}{', extrapolated' if record['extrapolated'] else ''}"
-    if record["data_efficiency_trained"] is not None:
-        text += f"; trained: {record['best_trained']:.3f}, {record['data_efficiency_trained']:.3g}x"
-    return text + "."
+def _limit(row: dict[str, Any]) -> tuple[str, ...]:
+    limit, beyond, kind = "-", [], row["kind"]
+    if row["limit_loss"] is None:
+        beyond = [row["reason"].removeprefix("this recipe has ").replace(" here:", ":")]
+    else:
+        ends = _ends(row["e_low"], row["e_high"], "{:.3f}".format)
+        limit = " ".join([f"{row['limit_loss']:.3f}", *(f"({text})" for text in ends)])
+        beyond += [f"K -> ∞ from {row['largest_members']}"] if " in K" in kind else []
+        beyond += [f"N -> ∞ from {row['largest_parameters']:,}"] if "best over N" not in kind else []
+        beyond += [f"D {row['tokens_needed'] / row['largest_budget']:.3g}x"] if row["extrapolated"] else []
+    return row["recipe"], f"{row['seed_tokens']:,}", limit, ratio(row, "data_efficiency"), ", ".join(beyond)
 
 
 def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records) -> list[str]:
-    """Say how sure this is: noise, certificates, degrees of freedom."""
+    """Return what is doubtful, in short: the laws that the numbers rest on, the baseline's first; noise; certificates."""
+    lines = ["Runs were added since the laws were fitted: `dataeff refresh`."] if any(row["stale"] for row in summary) else []
+    doubtful, kinds = [], {(row["recipe"], row["seed_tokens"]): row for row in summary}
+    for law in records(connection, LAWS, [study]):
+        over = kinds.get((law["recipe"], law["seed_tokens"]), {"kind": "data law", "points": 0})
+        if over["kind"] == "best over N":
+            continue
+        if over["points"] == 3 and NO_FREEDOM not in law["warnings"]:
+            law["warnings"].append(NO_FREEDOM)
+        doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in law["warnings"]]
+        if law["undefined"] > 0.05 * law["resamples"]:
+            doubts.append(f"{law['undefined'] / law['resamples']:.0%} of its resamples show no limit")
+        doubts += [f"no interval: {law['no_interval']}"] if law["no_interval"] else []
+        name = f"{law['recipe']}'s law over {'K' if over['kind'] == 'asymptote in K, best over N' else 'N'}"
+        name = name if law["seed_tokens"] else f"The baseline's law over D ({law['recipe']}), under every ratio"
+        doubtful += [{**law, "name": name, "why": "; ".join(doubts)}] if doubts else []
+    for (name, why), laws in by_key(doubtful, "name", "why").items():
+        budgets = "; ".join(f"{law['seed_tokens']:,}" for law in laws if law["seed_tokens"])
+        lines.append(f"{name}{f' at D = {budgets}' if budgets else ''}: {why}.")
     noise = records(connection, "SELECT * FROM noise WHERE study = $1 ORDER BY recipe", [study])
-    estimated = [row for row in noise if row["noise_sd"] is not None]
-    measured = ", ".join(f"{row['recipe']} {row['noise_sd']:.4f} ({row['degrees_of_freedom']})" for row in estimated)
-    without = [row["recipe"] for row in noise if row["noise_sd"] is None]
-    lines = []
-    if measured:
-        lines.append(f"Run-to-run noise, sd in nats/token (degrees of freedom, from runs under other seeds): {measured}.")
-    if without:
-        lines.append(f"Of {', '.join(without)} no point was run with more than one seed: single models' limits have no interval.")
-    cells = records(connection, CERTIFICATES, [study])
-    states = Counter(cell["state"] for cell in cells)
-    tied = sum(cell["tied"] for cell in cells)
-    noisy = f"; {tied} are tied with a neighbour within the run-to-run noise" if tied else ""
-    counts = ", ".join(f"{states[state]} {state}" for state in ("certified", "boundary", "open") if states[state])
-    lines.append(f"Optima: {counts}{noisy}.")
-    if waiting := Counter(cell["recipe"] for cell in cells if cell["state"] == "open" and not cell["begun"]):
-        lines.append(f"  nothing has finished yet in cells of {', '.join(f'{recipe} ({n})' for recipe, n in waiting.items())}")
-    for cell in cells:
-        where = f"{cell['recipe']}, D = {cell['seed_tokens']:,}, {cell['size']}"
-        if cell["state"] != "certified" and cell["begun"]:
-            lines.append(f"  {cell['state']}: {where}: {', '.join(cell['edges'] or ()) or cell['reason']}")
-        if cell["note"]:
-            lines.append(f"  note: {where}: {cell['note']}")
-    in_size = [r["recipe"] for r in summary if r["points"] == 3 and r["limit_kind"] in ("asymptote", "asymptote in K, then N")]
-    for recipe in dict.fromkeys(in_size):
-        lines.append(
-            f"The law over N of {recipe} has 3 points and 3 parameters: it passes through them, and nothing tests its form."
-        )
+    one_seed = [row["recipe"] for row in noise if row["noise_sd"] is None]
+    measured = [f"{r['recipe']} {r['noise_sd']:.4f} ({r['degrees_of_freedom']})" for r in noise if r["noise_sd"] is not None]
+    lines += [f"Run-to-run noise, sd (degrees of freedom): {', '.join(measured)}."] if measured else []
+    lines += [f"One seed only, so no interval for single models: {', '.join(one_seed)}."] if one_seed else []
+    cells = records(connection, CELLS, [study])
+    tied, states = sum(cell["tied"] for cell in cells), Counter(cell["state"] for cell in cells)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items(), key=lambda item: item[0] != "certified"))
+    lines.append(f"Optima: {counts}{f'; {tied} tied with a neighbour within the noise' if tied else ''}.")
+    unsure = [cell for cell in cells if cell["state"] != "certified"]
+    unsure += [{**cell, "state": "note", "why": cell["note"]} for cell in cells if cell["note"]]
+    for (state, why), own in by_key(unsure, "state", "why").items():
+        places = "; ".join(f"{cell['recipe']}, D = {cell['seed_tokens']:,}, {cell['size']}" for cell in own)
+        recipes = Counter(cell["recipe"] for cell in own)
+        places = places if len(own) < 4 else f"cells of {', '.join(f'{recipe} ({n})' for recipe, n in recipes.items())}"
+        lines.append(f"  {state}: {places}: {why}")
     return [*lines, UNITS]
