@@ -10,6 +10,7 @@ import pytest
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports import runs
+from dataeff.reports.theme import PALETTE
 
 CURVE = "SELECT value FROM metric WHERE run_id = $1 AND name = 'train_loss' ORDER BY step"
 BEST = "SELECT run_id FROM run WHERE val_loss IS NOT NULL ORDER BY val_loss, run_id"
@@ -124,7 +125,8 @@ def test_runs_of_one_recipe_each_have_the_colours_of_their_recipes(laptop):
 
     def colours(chosen):
         chart = runs.curves_chart(points, chosen, "loss", "tokens", recipes=order)
-        return chart.to_dict()["layer"][0]["encoding"]["color"]["scale"]["domain"]
+        scale = chart.to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        return dict(zip(scale["domain"], scale["range"], strict=True))
 
-    assert colours(several) == order
-    assert colours(alike) == [run["label"] for run in alike]
+    assert colours(several) == dict(zip(order, PALETTE, strict=False))
+    assert list(colours(alike)) == [run["label"] for run in alike]
