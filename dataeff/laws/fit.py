@@ -338,19 +338,22 @@ def _checked(form: type[Form], x: ArrayLike, y: ArrayLike, weights: ArrayLike | 
         what = f"one row for each of {', '.join(form.variables)} in x" if several else "one list each"
         raise InputError(f"x has shape {x.shape} and y {y.shape}: a law needs {what}, of equal length, weights too")
     rows = np.atleast_2d(x).T
-    equal = (rows[:, None] == rows[None]).all(axis=2)  # (row, other row)
     rules = [
         (~(np.isfinite(rows).all(axis=1) & np.isfinite(y)), "x and y must be finite; leave these rows out"),
         (((rows < 1e-50) | (rows > 1e50)).any(axis=1), "x must be above 0 and between 1e-50 and 1e50; leave these rows out"),
         ((y < 0) | (y > 1e90), "y is a loss and cannot be negative, nor above 1e90; leave these rows out"),
         (~(np.isfinite(w) & (w > 0)), "weights must be finite and above 0; leave these rows out"),
-        (equal.sum(axis=1) > 1, "x must differ; average rows of equal x"),
     ]
     for broken, rule in rules:
         if broken.any():
             names = [f"row {i}: ({', '.join(f'{v:g}' for v in (*rows[i], y[i]))})" for i in np.flatnonzero(broken)]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise InputError(f"{', '.join(names[:5])}{more}: {rule}")
+    values, counts = np.unique(rows, axis=0, return_counts=True)
+    if (counts > 1).any():
+        often = int(counts.argmax())
+        which = " and ".join(f"{name} = {value:g}" for name, value in zip(form.variables, values[often], strict=True))
+        raise InputError(f"{counts[often]} rows have {which}: x must differ; average rows of equal x")
     if len(y) < least:
         count = {2: "two", 3: "three"}.get(least, least)
         points = f"{len(y)} point{'s' * (len(y) != 1)}"
