@@ -110,7 +110,7 @@ def fit(form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squa
         raise InputError(f"loss '{loss}': valid are 'least_squares' and, where every y is above 0, 'huber'")
     problem = Projection(form, x, y[None], np.sqrt(w)[None])
     c, t, value, tried = (_huber if loss == "huber" else _least_squares)(problem)
-    law = form(**dict(zip((*form.linear, *form.bounds), map(float, (*c, *np.exp(t))), strict=True)))
+    law = form(**{name: float(value) for name, value in _named(form, c, t).items()})
     rounding = 1e-14 * np.sqrt(value * (w @ y**2)) + 1e-22 * (w @ y**2)
     certified = bool(tried >= value * (1 - 1e-9) - rounding)
     condition = problem.condition(c, t)
@@ -135,10 +135,12 @@ def refit(form: type[Form], x: ArrayLike, ys: ArrayLike, *, weights: ArrayLike |
     if x.shape[-1] != ys.shape[1] or not (np.isfinite(ys).all() and np.isfinite(w).all() and np.all(w >= 0)):
         raise InputError(f"x has shape {x.shape} and ys {ys.shape}: refits need finite losses, one column a point, weights >= 0")
     problem = Projection(form, x, ys, np.broadcast_to(np.sqrt(w), ys.shape))
-    t = problem.minima()
-    c, residuals = problem.solve(t)
-    values = (*c, *np.exp(t.T))
-    return Refits(form, dict(zip((*form.linear, *form.bounds), values, strict=True)), _dot(residuals, residuals))
+    c, residuals = problem.solve(t := problem.minima())
+    return Refits(form, _named(form, c, t), _dot(residuals, residuals))
+
+
+def _named(form: type[Form], c: Array, t: Array) -> dict[str, Array]:
+    return dict(zip((*form.linear, *form.bounds), (*c, *np.exp(t.T)), strict=True))
 
 
 class Projection:
@@ -195,10 +197,9 @@ class Projection:
 
         bracket, tolerances = (t - step, t, t + step), {"xatol": 1e-12, "xrtol": 0, "frtol": 1e-16}
         found = elementwise.find_minimum(value, bracket, args=(rows[place],), tolerances=tolerances)
-        better = found.f_x < values[place, column]
-        t, least = np.where(better, found.x, t), np.where(better, found.f_x, values[place, column])
-        order = np.lexsort((least, place))
-        return np.clip(mirrored(t[order][np.unique(place[order], return_index=True)[1]]), low, high)
+        t = np.where(found.f_x < values[place, column], np.clip(mirrored(found.x), low, high), t)
+        order = np.lexsort((np.minimum(found.f_x, values[place, column]), place))
+        return t[order][np.unique(place[order], return_index=True)[1]]
 
     def _least_of_several(self, row: Array) -> Array:
         def residuals(t: Array) -> Array:
@@ -223,7 +224,7 @@ def _lattice(axes: Sequence[Array]) -> Array:
     return np.array(list(itertools.product(*axes)))
 
 
-def _valleys(values: Array, q: int, most: int = 12) -> Array:
+def _valleys(values: Array, q: int, most: int = 8) -> Array:
     """Return the places on a grid of q axes that are no higher than those beside them, the lowest first."""
     table = values.reshape([GRID[q]] * q)
     valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if q else np.array([0])
@@ -290,7 +291,7 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
 
     def huber(z: Array) -> Array:  # of squared residuals in units of DELTA, with two derivatives
         inside = z <= 1
-        z = np.maximum(z, 1e-300)
+        z = np.maximum(z, 1e-150)
         return w * np.where(inside, [z, np.ones_like(z), np.zeros_like(z)], [2 * np.sqrt(z) - 1, z**-0.5, -0.5 * z**-1.5])
 
     def value(s: Array) -> float:
@@ -310,7 +311,7 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
     found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in starts]
     polished = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
     best = min(polished, key=lambda result: result.fun)
-    s = np.clip(best.x, low, high)
+    s = np.clip(np.where(best.x < np.append(np.full(p, 1e-12), problem.low), low, best.x), low, high)  # at a bound exactly, if it is
     beside = [value(s + step) for step in 1e-4 * np.vstack([np.eye(len(s)), -np.eye(len(s))])]
     return s[:p] / normalized(s[None, p:])[1][:, 0], s[p:], value(s), min(beside)
 

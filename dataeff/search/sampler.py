@@ -53,7 +53,7 @@ class CoordinateDescentSampler(BaseSampler):
         self.starts = tuple(grid.point(values) for values in starts)
         self.width = width
         self._space = distributions(grid)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Optuna stores a trial's parameters only after `sample_relative` has returned.
         self._handed_out: dict[tuple[str, int], Point] = {}  # by study and trial number
 
@@ -66,8 +66,7 @@ class CoordinateDescentSampler(BaseSampler):
 
         Empty, with nothing in flight, only when `certificate` is not open or the whole grid has diverged.
         """
-        with self._lock:
-            results, in_flight = self._read(study)
+        results, in_flight = self._read(study)
         return [self.grid.values(point) for point in self._needed(results) if point not in in_flight]
 
     def _needed(self, results: Mapping[Point, float]) -> list[Point]:
@@ -76,9 +75,7 @@ class CoordinateDescentSampler(BaseSampler):
 
     def certificate(self, study: Study) -> Certificate:
         """Return the certificate of the study's results."""
-        with self._lock:
-            results, _ = self._read(study)
-        return certificate(results, self.grid)
+        return certificate(self._read(study)[0], self.grid)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(self._space)
@@ -107,9 +104,7 @@ class CoordinateDescentSampler(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop `optimize` once nothing is needed. Runs before the trial's state is stored, so its result is added here."""
-        with self._lock:
-            results, _ = self._read(study)
-        point = self._point(trial)
+        results, point = self._read(study)[0], self._point(trial)
         if point is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             results.setdefault(point, values[0] if state == TrialState.COMPLETE and values else math.inf)
         if not self._needed(results):
@@ -125,17 +120,18 @@ class CoordinateDescentSampler(BaseSampler):
         """Return the results and the points in flight. Of several results of one point the first counts."""
         results: dict[Point, float] = {}
         in_flight: set[Point] = set()
-        for trial in study.get_trials(deepcopy=False):
-            key = (study.study_name, trial.number)
-            if trial.state.is_finished():
-                self._handed_out.pop(key, None)
-            point = self._point(trial) or self._handed_out.get(key)
-            if point is None or trial.state == TrialState.FAIL:
-                continue
-            if not trial.state.is_finished():
-                in_flight.add(point)
-            else:
-                results.setdefault(point, trial.values[0] if trial.state == TrialState.COMPLETE else math.inf)
+        with self._lock:
+            for trial in study.get_trials(deepcopy=False):
+                key = (study.study_name, trial.number)
+                if trial.state.is_finished():
+                    self._handed_out.pop(key, None)
+                point = self._point(trial) or self._handed_out.get(key)
+                if point is None or trial.state == TrialState.FAIL:
+                    continue
+                if not trial.state.is_finished():
+                    in_flight.add(point)
+                else:
+                    results.setdefault(point, trial.values[0] if trial.state == TrialState.COMPLETE else math.inf)
         return results, in_flight
 
     def _point(self, trial: FrozenTrial) -> Point | None:
