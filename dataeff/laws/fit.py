@@ -311,7 +311,8 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
     found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in starts]
     polished = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
     best = min(polished, key=lambda result: result.fun)
-    s = np.clip(np.where(best.x < np.append(np.full(p, 1e-12), problem.low), low, best.x), low, high)  # at a bound exactly, if it is
+    # Exactly at a bound, where it is at one.
+    s = np.clip(np.where(best.x < np.append(np.full(p, 1e-12), problem.low), low, best.x), low, high)
     beside = [value(s + step) for step in 1e-4 * np.vstack([np.eye(len(s)), -np.eye(len(s))])]
     return s[:p] / normalized(s[None, p:])[1][:, 0], s[p:], value(s), min(beside)
 
