@@ -75,7 +75,7 @@ def ratio(row: dict[str, Any], name: str, digits: int = 2, what: str = "") -> st
         return "-"
     bound = FAR * row["largest_budget"] / row["seed_tokens"]
     notes = _ends(low, high, lambda end: f"over {bound:.0f}" if end > bound else f"{end:.{digits}f}")
-    notes += ["extrapolated"] if value * FAR > bound else []
+    notes += ["extrapolated"] if row["extrapolated" if name == "data_efficiency" else "trained_extrapolated"] else []
     text = f"over {bound:.0f}x" if value > bound else f"{value:.{digits}f}x"
     return text + what + (f" ({', '.join(notes)})" if notes else "")
 

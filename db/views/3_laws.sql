@@ -114,9 +114,9 @@ WITH ratio AS (
 )
 SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, law.tokens AS tokens_needed,
     law.value AS data_efficiency, law.low AS data_efficiency_low, law.high AS data_efficiency_high,
-    law.tokens > law.largest AS extrapolated, best_trained, best_cell,
+    law.tokens > 1.001 * law.largest AS extrapolated, best_trained, best_cell,
     trained.value AS data_efficiency_trained, trained.low AS data_efficiency_trained_low,
-    trained.high AS data_efficiency_trained_high, trained.tokens > trained.largest AS trained_extrapolated,
+    trained.high AS data_efficiency_trained_high, trained.tokens > 1.001 * trained.largest AS trained_extrapolated,
     trained.largest AS largest_budget, largest_parameters, largest_members, points, cells, certified, boundary, open, stale,
     law.why AS interval_reason, trained.reason AS trained_reason,
     if(limit_loss IS NULL, 'this recipe has no limit here: ' || limits.reason, law.reason) AS reason
