@@ -23,9 +23,7 @@ PORT = 8599
 PAGES = {
     "answer": "",
     "study": "study?cell=laptop/regularized/16384/width64",
-    "runs": "runs?recipe=distilled",
-    "ensembles": "ensembles?",
-    "data_efficiency": "data_efficiency?",
+    "runs": "runs?recipes=distilled",
     "laws": "laws?",
     "sql": "sql?query=FROM+recipe_summary",
 }
