@@ -83,7 +83,7 @@ def _figures(
     figures = []
     if limits["rows"]:
         figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
-    if ratios := [row for row in laws.study_ratios(connection, study) if row["panel"] in laws.PANELS[:2]]:
+    if ratios := [row for row in laws.study_ratios(connection, study) if row["panel"] != laws.INTERPOLATED]:
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
         figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
     for over in "KD":
