@@ -24,9 +24,9 @@ PAGES = {
     "answer": "",
     "study": "study?cell=laptop/regularized/16384/width64",
     "runs": "runs?recipe=distilled",
-    "ensembles": "ensembles?",
-    "data_efficiency": "data_efficiency?",
     "laws": "laws?",
+    "laws_over_members": "laws?over=K",
+    "laws_over_data": "laws?over=D",
     "sql": "sql?query=FROM+recipe_summary",
 }
 

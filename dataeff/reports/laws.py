@@ -131,7 +131,8 @@ def law_table(laws: Records) -> tuple[list[str], list[list[Any]]]:
     columns = {name: name for name in ("recipe", "seed_tokens", "size", "averaging") if laws[0][name] is not None}
     columns |= {"limit_loss": "limit", "e_low": "90% from", "e_high": "to", "alpha": "exponent"}
     columns |= {"points": "points", "rmse": "rmse", "caveats": "caveats"}
-    return ["D" if name == "seed_tokens" else name for name in columns.values()], [[law[name] for name in columns] for law in laws]
+    rows = [[law[name] for name in columns] for law in laws]
+    return ["D" if name == "seed_tokens" else name for name in columns.values()], rows
 
 
 def law_tests(law: dict[str, Any], points: Records, over: str) -> dict[str, Any]:
