@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import altair as alt
 import pandas as pd
 import streamlit as st
 
-from dataeff.errors import DatabaseError, DataeffError, NotFoundError
+from dataeff.errors import DataeffError, NotFoundError
 from dataeff.facts.store import Store, write_atomically
 from dataeff.records.store import Database
 from dataeff.reports.charts import chart_bytes
 from dataeff.reports.progress import study_names
 from dataeff.reports.theme import Figure, themed
 
-Answer, Option = TypeVar("Answer"), TypeVar("Option")
-WATCH_SECONDS, REDRAW_SECONDS = 5, 15  # when the file was written; a page whose file is written again and again
+WATCH_SECONDS = 10
 NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
 LINKS = {"run_id": st.column_config.LinkColumn("run", display_text=r"run=(.{1,8})", width=90),
          "cell_id": st.column_config.LinkColumn("cell", display_text=r"cell=[^/]*/(.*)")}  # fmt: skip
@@ -41,7 +40,7 @@ database = Database(Path(os.environ.get("DATAEFF_DATABASE", "dataeff.duckdb")))
 state, url = st.session_state, st.query_params
 
 
-def read(ask: Callable[..., Answer], *parameters: Any) -> Answer:
+def read(ask: Callable[..., Any], *parameters: Any) -> Any:
     """Return ask(connection, *parameters), from a cache until the file is written again. Raises as `Database.read` does.
 
     `ask` is a function of a module, which its name stands for; it returns plain values.
@@ -49,11 +48,7 @@ def read(ask: Callable[..., Answer], *parameters: Any) -> Answer:
     return _read(written(), ask, parameters)
 
 
-@st.cache_data(
-    max_entries=200,
-    show_spinner="Asking the database",
-    hash_funcs={FunctionType: lambda function: f"{function.__module__}.{function.__qualname__}"},
-)
+@st.cache_data(max_entries=200, show_spinner="Asking", hash_funcs={FunctionType: lambda f: f"{f.__module__}.{f.__qualname__}"})
 def _read(written: float, ask: Callable[..., Any], parameters: tuple[Any, ...]) -> Any:
     with database.read() as connection:
         return ask(connection, *parameters)
@@ -67,24 +62,23 @@ def written() -> float:
 
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Show what goes wrong in place of what could not be shown. What is wrong with the database may pass: it is tried again."""
+    """Show what goes wrong in place of what could not be shown."""
     try:
         yield
     except DataeffError as error:
-        state.failed = isinstance(error, DatabaseError)
         st.error(plain(str(error)))
 
 
 def begin(pages: Sequence[Any], shown: Any) -> None:
-    """Show the sidebar: the pages, each as it was left, and the studies. Ends the page where no study is recorded."""
-    state.page, state.failed, drawn, seen = shown.title, True, time.monotonic(), written()
+    """Show the sidebar: the studies, and the pages, each as it was left. Ends the page where no study is recorded."""
+    st.html(STYLE)
+    state.page, state.live, seen = shown.title, False, written()
 
     @st.fragment(run_every=WATCH_SECONDS)
     def watch() -> None:
-        pause = WATCH_SECONDS if state.failed else REDRAW_SECONDS
-        if (state.failed or written() != seen) and time.monotonic() > drawn + pause - 1:
+        if written() != seen or state.live:
             st.rerun()
-        when = time.strftime("last written %Y-%m-%d %H:%M:%S", time.localtime(written())) if written() else "not written yet"
+        when = time.strftime("last written %Y-%m-%d %H:%M:%S", time.localtime(seen)) if seen else "not written yet"
         st.caption(f"{plain(database.path.name)}, {when}")
 
     with st.sidebar:
@@ -93,14 +87,13 @@ def begin(pages: Sequence[Any], shown: Any) -> None:
             names = read(study_names)
         except NotFoundError:
             names = []
+        if names and (given := url.get("study")) not in names:
+            if given:
+                st.warning(f"No study '{plain(given)}' is recorded here: this is {plain(names[0])}.")
+            url["study"] = names[0]
+        state.study = url.get("study")
         if names:
-            if (given := url.get("study")) not in names:
-                if given:
-                    st.warning(f"No study '{plain(given)}' is recorded here: this is {plain(names[0])}.")
-                url["study"] = names[0]
-            state.study = url["study"]
-            back = lambda: url.from_dict(left(state.page, state.study))  # noqa: E731
-            st.selectbox("Study", names, key="study", on_change=back)
+            st.selectbox("Study", names, key="study", on_change=lambda: url.from_dict(left(state.page, state.study)))
             remember()
         for page in pages:
             st.page_link(page, query_params=left("" if page is shown else page.title, url["study"]) if names else None)
@@ -109,21 +102,11 @@ def begin(pages: Sequence[Any], shown: Any) -> None:
         for command in ("run quickstart", "import laptop"):
             st.code(f"dataeff {command} --database {database.path}", "bash", wrap_lines=True)
         st.stop()
-    state.failed = False
 
 
 def choose_study() -> str:
     """Return the study chosen in the sidebar, which stays from page to page."""
     return url["study"]
-
-
-def put(key: str, value: Any) -> None:
-    """Put a choice into the URL; what is empty is left out."""
-    if value in (None, "", False, []):
-        url.pop(key, None)
-    else:
-        url[key] = [str(each) for each in value] if isinstance(value, list) else str(value)
-    remember()
 
 
 def remember() -> None:
@@ -134,6 +117,15 @@ def remember() -> None:
 def left(page: str, study: str) -> dict[str, Any]:
     """Return the choices with which a page was left in this study."""
     return state.setdefault("urls", {}).get((page, study), {"study": study})
+
+
+def put(key: str, value: Any) -> None:
+    """Put a choice into the URL; what is empty is left out."""
+    if value in (None, "", []):
+        url.pop(key, None)
+    else:
+        url[key] = [str(each) for each in value] if isinstance(value, list) else str(value)
+    remember()
 
 
 def address(page: str, **choices: Any) -> str:
@@ -149,14 +141,13 @@ def bound(widget: Callable[..., Any], *arguments: Any, key: str, value: Any, def
     return widget(*arguments, key=name, on_change=lambda: put(key, None if state[name] == default else state[name]), **more)
 
 
-def choose(label: str, options: Sequence[Option], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Any:
-    """Return the option chosen, or the list of those of a widget for several; at first `default`, else the first or none."""
+def choose(label: str, options: Sequence[Any], key: str, widget: Callable[..., Any] = st.selectbox, **more: Any) -> Any:
+    """Return the option chosen, at first the first, or the list of those chosen in a widget for several, at first none."""
     by_name = {str(option): option for option in options}
     chosen = [by_name[name] for name in url.get_all(key) if name in by_name]
     if widget is st.multiselect or more.get("selection_mode") == "multi":
         return bound(widget, label, options, key=key, value=chosen, default=[], **more)
-    default = more.pop("default", options[0])
-    return bound(widget, label, options, key=key, value=chosen[-1] if chosen else default, default=default, **more)
+    return bound(widget, label, options, key=key, value=[options[0], *chosen][-1], default=options[0], **more)
 
 
 def plain(text: str) -> str:
@@ -212,13 +203,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], name: str,
 def show_records(rows: Sequence[dict[str, Any]], name: str, **options: Any) -> None:
     """Show records as a table, in which the ids of runs and cells are links."""
     of = {"run_id": lambda run: address("runs", run=run), "cell_id": lambda cell: address("study", cell=cell)}
-    linked = [[of[key](value) if key in of and value else value for key, value in row.items()] for row in rows]
-    show_table(list(rows[0]), linked, name, **options)
+    show_table(list(rows[0]), [[of.get(key, lambda v: v)(value) for key, value in row.items()] for row in rows], name, **options)
 
 
 def show_notes(name: str) -> None:
     """Show notes that anybody may change. They are a file beside the database, which `rebuild` leaves as it is."""
-    file = Store.beside(database.path).path / "notes" / f"{quote(name, safe=' ')}.md"
-    text, key = file.read_text(encoding="utf-8") if file.exists() else "", f"notes {name}"
+    file, key = Store.beside(database.path).path / "notes" / f"{quote(name, safe=' ')}.md", f"notes {name}"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     with st.expander(f"Notes: {plain(text)[:80]}" if text.strip() else "Notes"):
         st.text_area("Notes", text, key=key, on_change=lambda: write_atomically(file, state[key]), label_visibility="collapsed")

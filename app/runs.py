@@ -1,7 +1,5 @@
 """The Runs page: the runs that choices leave and their curves side by side; and one run, or another job."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any
@@ -15,6 +13,7 @@ from dataeff.reports import frames, runs
 SHOWN = ["run_id", "val_loss", "recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "train_seed", "status"]
 SORTS = [*SHOWN[1:], "wall_seconds", "-val_loss", "-wall_seconds", "-ended_at"]
 FILTERS = {"recipes": "Recipe", "seed_tokens": "D (tokens)", "sizes": "Size", "status": "Status"}
+CURVE = {"curve": [*runs.CURVES], "against": [*runs.ACROSS], "smoothing (%)": [0, 1, 2, 5, 10, 20], "log": ["-", "x", "y", "xy"]}
 ROWS, MOST_COMPARED = 500, 20
 
 
@@ -43,13 +42,10 @@ def show_runs(study: str, compared: list[str]) -> None:
         page.bound(st.pagination, math.ceil(matching / ROWS), key="page", value=number, default=1)
 
 
-def show_curves(chosen: list[dict[str, Any]], study: str, name: str) -> None:
+def show_curves(study: str, chosen: list[dict[str, Any]], name: str) -> None:
     """Draw a curve of the runs with a choice of which, against what, how."""
     with st.container(horizontal=True):
-        curve = page.choose("Curve", list(runs.CURVES), "curve", width=160)
-        across = page.choose("Against", list(runs.ACROSS), "against", width=120)
-        smoothing = page.choose("Smoothing (% of a run)", [0, 1, 2, 5, 10, 20], "smoothing", width=160)
-        logs = page.choose("Log axes", ["x", "y"], "log", st.pills, selection_mode="multi")
+        curve, across, smoothing, logs = (page.choose(name, of, name.split()[0], width=150) for name, of in CURVE.items())
     ids = [run["run_id"] for run in chosen]
     if points := page.read(runs.curves, ids, curve, across, smoothing, "x" in logs):
         page.show_chart(runs.curves_chart(points, chosen, curve, across, logs, page.read(frames.recipes, study)), name, points)
@@ -58,14 +54,6 @@ def show_curves(chosen: list[dict[str, Any]], study: str, name: str) -> None:
     for quantity in runs.CURVES[curve]:
         if lacking := [run_id[:8] for run_id in ids if (run_id, quantity) not in drawn]:
             st.caption(f"No {quantity} along training is recorded of {', '.join(lacking)}: imported runs have none.")
-
-
-def show_rows(title: str, rows: list[dict[str, Any]], name: str, otherwise: str) -> None:
-    st.subheader(title, anchor=False)
-    if rows:
-        page.show_records(rows, name)
-    else:
-        st.caption(otherwise)
 
 
 def show_job(study: str, given: str) -> None:
@@ -83,23 +71,23 @@ def show_job(study: str, given: str) -> None:
         facts = [(name, frames.readable(value)) for name, value in row.items() if name not in ("spec", "result")]
         page.show_table(["recorded", "value"], facts, f"facts of {job}")
     right.json({name: json.loads(row[name]) for name in ("spec", "result") if row.get(name)}, expanded=1)
-    show_rows("Attempts", details["attempts"], f"attempts of {job}", "None is recorded: imported results hold none.")
-    show_rows("Where it is used", details["cells"], f"cells of {job}", "In no cell of a study.")
+    near = page.read(queries.records, runs.NEIGHBOURS, [job])
+    parts = {"Attempts": details["attempts"], "Cells that use it": details["cells"], "Neighbours: one grid step away": near}
+    for title, rows in parts.items():
+        st.subheader(title if rows else f"{title}: none recorded", anchor=False)
+        if rows:
+            page.show_records(rows, f"{title} of {job}")
     if kind == "run":
-        near = page.read(queries.records, runs.NEIGHBOURS, [job])
-        show_rows("Neighbours: one grid step away", near, f"neighbours of {job}", "No search of a cell tried this run.")
-        st.subheader("Curve", anchor=False)
-        show_curves(page.read(runs.chosen_runs, [job]), study, f"curves {job}")
+        show_curves(study, page.read(runs.chosen_runs, [job]), f"curves {job}")
 
 
-study = page.choose_study()
+study, compared = page.choose_study(), page.url.get_all("runs")
 with st.sidebar:
     given = page.bound(st.text_input, "Open run", key="run", value=page.url.get("run", ""), placeholder="the beginning of its id")
 if given.strip():
     show_job(study, given.strip())
 else:
-    compared = page.url.get_all("runs")
     show_runs(study, compared)
     if compared:
         page.bound(st.multiselect, "Runs compared", compared, key="runs", value=compared)
-        show_curves(page.read(runs.chosen_runs, compared)[:MOST_COMPARED], study, "curves")
+        show_curves(study, page.read(runs.chosen_runs, compared)[:MOST_COMPARED], "curves")

@@ -3,15 +3,11 @@
 The text runs apart from the server and within limits (`dataeff.records.untrusted`), so a link may run what it brings.
 """
 
-from __future__ import annotations
-
-import tempfile
 import time
-from pathlib import Path
 from urllib.parse import parse_qsl
 
-import duckdb
 import page
+import pandas as pd
 import streamlit as st
 
 from dataeff.errors import DataeffError
@@ -19,8 +15,6 @@ from dataeff.records import documented, untrusted
 from dataeff.reports import frames
 from dataeff.reports.quick_chart import MARKS, quick_chart
 
-LIMITS = (f"Read-only. At most {untrusted.SECONDS:g} s, {untrusted.ROWS:,} rows, {untrusted.MEGABYTES:,} MB of memory, no files. "
-          "A study that writes waits for the query. `dataeff sql` is not limited in time or rows.")  # fmt: skip
 state = page.state
 
 
@@ -32,20 +26,12 @@ def load(text: str, chart: str = "") -> None:
 def ask(text: str) -> None:
     state.asked, begin = text, time.strftime("%H:%M:%S")
     try:
-        with st.spinner("Asking the database"):
+        with st.spinner("Asking"):
             state.answer = untrusted.ask(page.database.path, text)
         outcome = f"{state.answer.table.num_rows:,} rows"
     except DataeffError as error:
-        state.answer, outcome = str(error), "no answer"
+        state.answer, outcome = error, "no answer"
     state.history = [(f"{begin}, {outcome}", text), *state.get("history", [])][:50]
-
-
-def download(answer: untrusted.QueryResult, form: str) -> bytes:
-    """Return the rows as a file; DuckDB writes what it can also read."""
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
-        file, rows = Path(folder) / "answer", connection.from_arrow(answer.table)
-        rows.write_csv(str(file)) if form == "CSV" else rows.write_parquet(str(file))
-        return file.read_bytes()
 
 
 def show_answer(answer: untrusted.QueryResult) -> None:
@@ -53,16 +39,17 @@ def show_answer(answer: untrusted.QueryResult) -> None:
     st.caption(f"{answer.table.num_rows:,} rows, asked at {state.history[0][0][:8]}, in {answer.seconds:.1f} s.{cut}")
     st.dataframe(answer.table, hide_index=True)
     with st.container(horizontal=True, gap="small"):
-        page.offer("CSV", lambda: download(answer, "CSV"), "answer.csv")
-        page.offer("Parquet", lambda: download(answer, "Parquet"), "answer.parquet")
+        frame = answer.table.to_pandas(types_mapper=pd.ArrowDtype)
+        page.offer("CSV", lambda: frame.to_csv(index=False).encode(), "answer.csv")
+        page.offer("Parquet", lambda: frame.to_parquet(index=False), "answer.parquet")
+    options = dict.fromkeys(("x", "y", "colour"), ["none", *answer.table.column_names])
+    options |= {"mark": list(MARKS), "log": ["none", "x", "y", "xy"]}  # "x" is not in "none"
     with st.container(horizontal=True):
-        options = dict.fromkeys(("x", "y", "colour"), ["none", *answer.table.column_names])
-        options |= {"mark": list(MARKS), "log": ["none", "x", "y", "xy"]}
-        chosen = [page.choose(name.capitalize(), of, name, width=150) for name, of in options.items()]
-    if "none" not in chosen[:2]:
-        names, recipes = [name for name in chosen[:3] if name != "none"], page.read(frames.recipes, page.choose_study())
-        chart = quick_chart(answer.table, names, chosen[3], chosen[4].replace("none", ""), recipes)
-        page.show_chart(chart, "answer", answer.table.select(list(dict.fromkeys(names))).to_pylist())
+        *names, mark, logs = (page.choose(name.capitalize(), of, name, width=150) for name, of in options.items())
+    if "none" not in names[:2]:
+        names, recipes = [name for name in names if name != "none"], page.read(frames.recipes, page.choose_study())
+        rows = answer.table.select(list(dict.fromkeys(names))).to_pylist()
+        page.show_chart(quick_chart(answer.table, names, mark, logs, recipes), "answer", rows)
 
 
 left, right = st.columns([3, 2], gap="medium")
@@ -78,17 +65,18 @@ with left:
     with st.form("editor", border=False):
         st.html("<style>.st-key-query textarea {font-family: monospace; font-size: 14px}</style>")
         st.text_area("Query", height=260, max_chars=20_000, key="query", placeholder="FROM recipe_summary")
-        to_url = lambda: page.put("query", state.query)  # noqa: E731
-        again = st.form_submit_button("Run", type="primary", shortcut="Ctrl+Enter", on_click=to_url)
-    st.caption(LIMITS)
+        run = {"shortcut": "Ctrl+Enter", "on_click": lambda: page.put("query", state.query)}
+        again = st.form_submit_button("Run", type="primary", **run)
+    limits = f"{untrusted.SECONDS:g} s, {untrusted.ROWS:,} rows, {untrusted.MEGABYTES:,} MB of memory, no files"
+    st.caption(f"Read-only. At most {limits}. A study that writes waits for the query. `dataeff sql` has no such limits.")
 if text.strip() and (again or state.get("asked") != text):
     ask(text)
 with examples.popover(f"History ({len(state.get('history', []))})", type="tertiary"):
     for number, (outcome, past) in enumerate(state.get("history", [])):
         short = " ".join(past.split())[:80].replace("`", "")
         st.button(f"{outcome}: `{short}`", on_click=load, args=(past,), key=f"past {number}", type="tertiary")
-if isinstance(answer := state.get("answer"), str):
+if isinstance(answer := state.get("answer"), DataeffError):
     st.error("There is no answer.")
-    st.code(answer, language=None, wrap_lines=True)
+    st.code(str(answer), language=None, wrap_lines=True)
 elif answer:
     show_answer(answer)

@@ -1,9 +1,4 @@
-"""The Study page: how a study stands, its cells, and how the search walked the grid of one of them.
-
-How it stands is looked up again every few seconds while something is under way, and only then; the rest when the file is written.
-"""
-
-from __future__ import annotations
+"""The Study page: how a study stands, its cells, and how the search walked the grid of one of them."""
 
 import time
 from typing import Any
@@ -11,80 +6,63 @@ from typing import Any
 import page
 import streamlit as st
 
-from dataeff.records.queries import records
+from dataeff.facts.store import Store
+from dataeff.records.queries import recorded_ids, records
 from dataeff.reports import progress, search
 from dataeff.reports.text import duration
 
-LOOK_SECONDS, FRESH_SECONDS = 5, 60  # a file written so lately is one that a study writes to
 COLUMNS = ["recipe", "seed_tokens", "size", "state", "best_loss", "margin", "lr", "weight_decay", "epochs", "runs", "diverged",
            "objective", "reason"]  # fmt: skip
-LOSS = st.column_config.NumberColumn(format="%.4f", help="nats/token")
+LOSSES = dict.fromkeys(("best_loss", "margin", "val_loss", "limit_in_k"), st.column_config.NumberColumn(format="%.4f"))
+MARKS = "Outlined: the best. Numbers: order of the search. \u00d7: diverged. ?: neighbour of the optimum that was not run."
 
 
-def look() -> tuple[list[dict[str, Any]], bool]:
-    """Return the unfinished attempts, and whether to look again: one is under way, or the file was written just now."""
-    with page.database.read() as connection:
-        attempts = progress.under_way(connection)
-    return attempts, any(attempt["live"] for attempt in attempts) or time.time() - page.written() < FRESH_SECONDS
-
-
-def show_standing(study: str, attempts: list[dict[str, Any]], live: bool) -> None:
+def show_standing(study: str, attempts: list[dict[str, Any]]) -> None:
     counts, at_once = page.read(progress.standing, study), sum(attempt["live"] for attempt in attempts)
-    shown = {"certified": f"{counts['certified']:,} of {counts['cells']:,}"}
-    shown |= {name: f"{counts[name]:,}" for name in ("boundary", "open", "runs", "diverged")} | {"under way": f"{at_once:,}"}
+    counts |= {"certified": f"{counts['certified']:,} of {counts['cells']:,}", "under way": at_once}
     with st.container(horizontal=True, gap="large"):
-        for name, count in shown.items():
-            st.metric(name, count, width="content")
+        for name in ("certified", "boundary", "open", "runs", "diverged", "under way"):
+            st.metric(name, counts[name], width="content", format="localized")
     left = f"About {counts['runs_left']:,} runs are left" if counts["flops_left"] else "No run is left"
     if counts["flops_left"] and counts["seconds_left"] is not None:
         left += f": {duration(counts['seconds_left'] / max(1, at_once))} with {max(1, at_once)} at once"
     left += f"; what {counts['unknown']} imported cells lack is not known" if counts["unknown"] else ""
-    again = f"again every {LOOK_SECONDS} s" if live else "nothing is under way"
     ended = f"{counts['searches_ended']:,} of {counts['cells']:,} searches have ended"
-    st.caption(f"{ended}. {left}. Looked at {time.strftime('%H:%M:%S')}, {again}.")
+    st.caption(f"{ended}. {left}. Looked at {time.strftime('%H:%M:%S')}.")
+    failed = page.read(records, progress.FAILURES, [study])
+    outcomes = [row["outcome"].replace("_", " ") for row in failed]
+    counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
+    lacking = len({row["run_id"] for row in failed if row["run_is"] == "no result yet"})
+    titles = f"Unfinished attempts: {len(attempts)}", f"Failed attempts: {counted}; {lacking} of their runs have no result yet"
+    for title, rows in zip(titles, (attempts, failed), strict=True):
+        if rows:
+            with st.expander(title):
+                page.show_records(rows, f"{study} {title[:6]}", column_config={"alive": None, "live": None})
 
 
-def show_attempts(study: str, attempts: list[dict[str, Any]]) -> None:
-    if attempts:
-        with st.expander(f"Unfinished attempts: {len(attempts)}", expanded=True):
-            page.show_records(attempts, f"{study} under way", column_config={"alive": None, "live": None})
-    if failed := page.read(records, progress.FAILURES, [study]):
-        outcomes = [row["outcome"].replace("_", " ") for row in failed]
-        counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-        lacking = len({row["run_id"] for row in failed if row["run_is"] == "no result yet"})
-        with st.expander(f"Failed attempts: {counted}; {lacking} of their runs have no result yet"):
-            page.show_records(failed, f"{study} failures")
-
-
-def choose_cell(study: str, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Show the cells as a table, and return the one chosen in it or in the URL."""
-    shown = cells
+def choose_cell(study: str, shown: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Show the cells as a table, and return the one chosen in it or in the URL, which comes first unless chosen here."""
     for name in ("recipe", "state"):
-        options = list(dict.fromkeys(cell[name] for cell in cells))
-        chosen = page.choose(name.capitalize(), options, name, st.pills, selection_mode="multi", label_visibility="collapsed")
+        options = list(dict.fromkeys(cell[name] for cell in shown))
+        chosen = page.choose(name, options, name, st.pills, selection_mode="multi", label_visibility="collapsed")
         shown = [cell for cell in shown if cell[name] in (chosen or options)]
     asked = page.url.get("cell")
     if asked != page.state.get("clicked cell"):
-        page.state["linked cell"] = asked  # comes first, so that it is in sight
-    shown = sorted(shown, key=lambda cell: cell["cell_id"] != page.state.get("linked cell"))
+        page.state["linked cell"] = asked
+    shown.sort(key=lambda cell: cell["cell_id"] != page.state.get("linked cell"))
     ids = [cell["cell_id"] for cell in shown]
-    if not shown or (asked and asked not in ids):
-        st.caption("The cell of the URL is not among these." if shown else "No cell is of this recipe and in this state.")
-    if not shown:
-        return None
-    place, name = ids.index(asked) if asked in ids else 0, f"{study} {len(ids)} cells from {ids[0]}"
+    if asked and asked not in ids:
+        st.caption(f"Cell {page.plain(asked)} is not among these.")
+    name, place = f"{study} {len(ids)} cells from {ids[0]}", ids.index(asked) if asked in ids else 0
 
     def choose() -> None:
         clicked = page.state[f"{name} table"].selection
         page.state["clicked cell"] = ids[clicked.cells[0][0] if clicked.cells else clicked.rows[0]]
         page.put("cell", page.state["clicked cell"])
 
-    mode, height = ["single-row-required", "single-cell"], min(300, 37 + 35 * len(shown))
-    config = {"best_loss": LOSS, "margin": LOSS, "reason": st.column_config.TextColumn(width="large")}
-    rows = [[cell[column] for column in COLUMNS] for cell in shown]
-    page.show_table(
-        COLUMNS, rows, name, height=height, on_select=choose, selection_mode=mode, selected=[place], column_config=config
-    )
+    look = {"height": min(300, 37 + 35 * len(shown)), "column_order": COLUMNS, "column_config": LOSSES}
+    mode = ["single-row-required", "single-cell"]
+    page.show_records(shown, name, on_select=choose, selected=[place], selection_mode=mode, **look)
     return shown[place]
 
 
@@ -102,43 +80,24 @@ def show_cell(study: str, cell: dict[str, Any]) -> None:
             label = f"The search it follows: {cell['follows'].split('/', 1)[1]}"
             st.page_link("study.py", label=label, query_params={"study": study, "cell": cell["follows"]})
     found, name = page.read(search.cell_search, cell["cell_id"]), cell["cell_id"].replace("/", " ")
-    if cell["tuned"] and found["points"]:
-        show_search(cell, found, name)
+    points, tuned_for_k, value = found["points"], cell["objective"] == "K", "loss"
+    if cell["tuned"] and points:
+        if tuned_for_k:
+            texts = {"loss": f"limit of {cell['members']} models", "single": "mean of single models"}
+            value = page.choose("Value", list(texts), "value", st.segmented_control, format_func=texts.get, required=True)
+        page.show_chart(search.search_chart(cell["tuned"], points, value), f"{name} search", points)
+        st.caption(MARKS + (f" Bar: edge of the grid ({', '.join(cell['edges'])})." if cell["edges"] else ""))
+        page.show_chart(search.history_chart(points), f"{name} history", points)
+        shares = ", ".join(f"{share['axis'].replace('_', ' ')} {share['importance']:.0%}" for share in found["importances"])
+        st.caption("Line: best so far." + (f" Importance (PED-ANOVA of the points of this walk): {shares}." if shares else ""))
     if found["runs"]:
-        config = {"val_loss": LOSS, "limit_in_k": LOSS if cell["objective"] == "K" else None}
-        page.show_records(found["runs"], f"{name} runs", column_config=config)
-
-
-def show_search(cell: dict[str, Any], found: dict[str, Any], name: str) -> None:
-    points, value = found["points"], "loss"
-    if cell["objective"] == "K":
-        texts = {"loss": f"limit of {cell['members']} models", "single": "mean of single models"}
-        value = page.choose("Value", list(texts), "value", st.segmented_control, format_func=texts.get, required=True)
-    note = "Outlined: the best. Numbers: order of the search. \u00d7: diverged. ?: neighbour of the optimum that was not run."
-    note += f" Bar: edge of the grid ({', '.join(cell['edges'])})." if cell["edges"] else ""
-    shares = [f"{share['axis'].replace('_', ' ')} {share['importance']:.0%}" for share in found["importances"]]
-    important = f" Importance (PED-ANOVA, of the points of this walk): {', '.join(shares)}." if shares else ""
-    page.show_chart(search.search_chart(cell["tuned"], points, value), f"{name} search", points)
-    st.caption(note)
-    page.show_chart(search.history_chart(points), f"{name} history", points)
-    st.caption(f"Line: best so far.{important}")
+        page.show_records(found["runs"], f"{name} runs", column_config=LOSSES if tuned_for_k else LOSSES | {"limit_in_k": None})
 
 
 study = page.choose_study()
-_, live = look()
-
-
-@st.fragment(run_every=LOOK_SECONDS if live else None)
-def standing() -> None:
-    with page.show_errors():
-        attempts, still = look()
-        if still != live:
-            st.rerun()  # the whole page, to begin or to end looking
-        show_standing(study, attempts, still)
-        show_attempts(study, attempts)
-
-
-standing()
+attempts = progress.under_way(Store.beside(page.database.path), page.read(recorded_ids))
+page.state.live = any(attempt["live"] for attempt in attempts)
+show_standing(study, attempts)
 page.show_notes(f"study {study}")
-if chosen := choose_cell(study, page.read(progress.study_cells, study)):
-    show_cell(study, chosen)
+if cells := page.read(progress.study_cells, study):
+    show_cell(study, choose_cell(study, cells))

@@ -11,12 +11,11 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataeff.facts.job import Attempt
 from dataeff.facts.store import JobFolder, Store, recorded_attempts
-from dataeff.records.queries import recorded_ids, records
+from dataeff.records.queries import records
 
 if TYPE_CHECKING:
     import duckdb
@@ -70,13 +69,6 @@ WHERE outcome <> 'finished' AND (recipes IS NOT NULL OR job_id NOT IN (SELECT ru
 ORDER BY coalesce(attempt.ended_at, attempt.started_at) DESC, job_id, number DESC
 """
 
-# The last attempt at each job, where nothing is recorded of its end.
-NEVER_ENDED = """
-SELECT * EXCLUDE (ended_at, outcome, reason) FROM attempt WHERE outcome = 'running'
-    AND NOT EXISTS (FROM attempt AS later WHERE later.job_id = attempt.job_id AND later.number > attempt.number)
-"""
-
-
 def study_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
 
@@ -93,28 +85,24 @@ def study_cells(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[
     return records(connection, CELLS, [study])
 
 
-def under_way(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Return the attempts whose end is not recorded, whichever study they are for, the oldest first.
+def under_way(store: Store, recorded: set[str]) -> list[dict[str, Any]]:
+    """Return the attempts of jobs without a result, whichever study they are for, the oldest first. `recorded`: ids of results.
 
     `alive` is whether the process runs, NULL on another machine, and `live` whether to expect news of it. Raises `InputError`
     for a job folder that is damaged.
     """
-    (path,) = connection.execute("SELECT path FROM duckdb_databases() WHERE database_name = current_database()").fetchone()
-    recorded, attempts = recorded_ids(connection), {}
-    for row in (row for row in records(connection, NEVER_ENDED) if row["job_id"] not in recorded):
-        kind, attempt = row.pop("kind"), Attempt(**row)
-        attempts[attempt.job_id] = _row(f"{kind}, in a folder elsewhere", None, attempt, attempt.started_at)
-    for folder in map(JobFolder, Store.beside(Path(path)).path.glob("*/*/")):
-        unrecorded = folder.id not in recorded and folder.spec.exists() and not folder.result.exists()
-        if unrecorded and (tries := recorded_attempts(folder)) and tries[-1].outcome == "running":
+    attempts = []
+    for folder in (JobFolder(path) for path in store.path.glob("*/*/") if path.name not in recorded):
+        tries = recorded_attempts(folder) if folder.spec.exists() and not folder.result.exists() else []
+        if tries and tries[-1].outcome == "running":
             signs = (folder.attempts / f"{tries[-1].number:04d}.json", folder.checkpoint)
             heard = datetime.fromtimestamp(max(file.stat().st_mtime for file in signs if file.exists()), UTC)
             spec = json.loads(folder.spec.read_bytes())
             shown = [f"{name} {spec[name]:g}" for name in ("lr", "weight_decay", "epochs", "train_seed") if name in spec]
             shown += [f"{len(spec['members'])} members"] if "members" in spec else []
             job = ", ".join([folder.path.parent.name.removesuffix("s"), *shown])
-            attempts[folder.id] = _row(job, spec.get("seed_tokens"), tries[-1], heard)
-    return sorted(attempts.values(), key=lambda attempt: attempt["since"])
+            attempts.append(_row(job, spec.get("seed_tokens"), tries[-1], heard))
+    return sorted(attempts, key=lambda attempt: attempt["since"])
 
 
 def _row(job: str, seed_tokens: int | None, attempt: Attempt, heard: datetime) -> dict[str, Any]:

@@ -129,15 +129,16 @@ def curves_chart(
 
     Where each run is of one recipe, and no two of the same, runs have the colours of `recipes`; else their own.
     """
-    used, names = [readable(run["recipes"]) for run in runs], [run["label"] for run in runs]
+    used = [readable(run["recipes"]) for run in runs]
     by_recipe = len(set(used)) == len(runs) and set(used) <= set(recipes)
-    names = {run["run_id"]: recipe if by_recipe else run["label"] for run, recipe in zip(runs, used, strict=True)}
+    names = {run["run_id"]: name for run, name in zip(runs, used if by_recipe else [run["label"] for run in runs], strict=True)}
     rows = pyarrow.Table.from_pylist([{**point, "run": names[point["run_id"]]} for point in points])  # records take seconds
     scales = {axis: alt.Scale(type="log" if axis in logs else "linear", zero=False, nice=False, padding=6) for axis in "xy"}
     legend = alt.Legend(columns=1, labelLimit=480, title=None, symbolType="stroke", symbolStrokeWidth=3)
-    colour = palette(recipes) if by_recipe else palette(names.values())
+    colours = dict(zip(palette(recipes).domain, palette(recipes).range, strict=True))
+    colour = alt.Scale(domain=used, range=[colours[name] for name in used]) if by_recipe else palette(names.values())
     base = alt.Chart(rows).encode(
-        alt.X("x:Q", title=across, scale=scales["x"]).axis(format="~s" if across in ("tokens", "FLOPs") else ",.4~g"),
+        alt.X("x:Q", title=across, scale=scales["x"]).axis(format="~s", tickCount=8),
         alt.Y("value:Q", title=UNITS.get(curve, curve), scale=scales["y"]).axis(format=".3~g"),
         alt.Color("run:N", scale=colour, legend=legend),
         tooltip=["run:N", "name:N", alt.Tooltip("x:Q", format=",.4~g", title=across), alt.Tooltip("value:Q", format=".4f")],

@@ -16,7 +16,7 @@ import altair as alt
 from dataeff.records.queries import records
 from dataeff.reports.charts import LOSS, heat_map
 from dataeff.reports.frames import Records, by_key
-from dataeff.reports.theme import ALARM, GREY, INK, PALETTE
+from dataeff.reports.theme import ALARM, GREY, PALETTE
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,28 +59,26 @@ def cell_search(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str
             texts, point = [f"{name} {value:g}" for name, value in zip(names, values, strict=True)], run.get(at)
             state = "missing" if at in missing else "not run" if not point else "run" if point["loss"] is not None else "diverged"
             here = {"at": at, "panel": ", ".join(texts[2:]), "point": ", ".join(texts), "state": state}
-            points.append({**here, **dict(zip("xy", values, strict=False)), **(point or empty)})
+            points.append({**here, "y": "", **dict(zip("xy", values, strict=False)), **(point or empty)})
     runs = [{"number": 0, "role": "", **row.pop("axes"), **row} for row in records(connection, RUNS, [cell_id])]
     return {"points": points, "importances": importances(names, points), "runs": runs}
 
 
-def search_chart(tuned: list[str], points: Records, value: str = "loss") -> alt.ConcatChart | alt.LayerChart:
-    """Return heat maps of `value`, a column of `points`, over the first two of the axes `tuned`; of a single axis a line."""
+def search_chart(tuned: list[str], points: Records, value: str = "loss") -> alt.ConcatChart:
+    """Return heat maps of `value`, a column of `points`, over the first two of the axes `tuned`; of a single axis one row."""
     least, rows = min((point[value] for point in points if point[value] is not None), default=0.0), []
     for point in points:
         label = {"diverged": "\u00d7", "missing": "?"}.get(point["state"], "")
         label += "" if point["number"] is None else str(point["number"])
         excess = None if point[value] is None else point[value] - least
         rows.append({**point, "label": label, "excess": excess, "is_best": point["is_best"] if value == "loss" else excess == 0})
-    if len(tuned) == 1:
-        return _line(rows, tuned[0], value)
     worst = max((row["excess"] for row in rows if row["excess"] is not None), default=0.0) or 1e-9
     return alt.concat(*(_grid(panel, tuned, worst) for panel in by_key(rows, "panel").values()), columns=3, spacing=20)
 
 
 def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
     """Return one panel, with bars along the edges that the optimum lies on, where it is here; the title says other edges."""
-    axes = [(name, sorted({point[axis] for point in panel})) for name, axis in zip(tuned, "xy", strict=False)]
+    axes = [(name, sorted({point[axis] for point in panel})) for name, axis in zip([*tuned[:2], ""], "xy", strict=False)]
     right, bottom = (SQUARE * len(values) for _, values in axes)
     ends = {"x lower": 0, "x upper": right, "y lower": bottom, "y upper": 0}
     title, bars, bar = panel[0]["panel"], [], alt.Chart(alt.Data(values=[{}])).mark_rule(color=ALARM, strokeWidth=4)
@@ -100,18 +98,6 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
         path.encode(order="number:Q", detail="piece:N"),
         *bars,
     ).properties(title=alt.TitleParams(title, fontSize=12, anchor="middle"))
-
-
-def _line(rows: Records, axis: str, value: str) -> alt.LayerChart:
-    scale = alt.Scale(type="log" if rows[0]["x"] > 0 else "linear", nice=False, padding=24)
-    x = alt.X("x:Q", title=axis.replace("_", " "), scale=scale).axis(format="~g", values=[row["x"] for row in rows])
-    y = alt.Y(f"{value}:Q", title=LOSS).scale(zero=False, padding=24)
-    base = alt.Chart(alt.Data(values=rows)).encode(x, y, tooltip=TOOLTIP)
-    return alt.layer(
-        base.mark_line(strokeWidth=1, color=GREY, point=alt.OverlayMarkDef(size=50, color=PALETTE[0])),
-        base.transform_filter("datum.is_best").mark_point(size=220, strokeWidth=2.5, color=INK, shape="square"),
-        base.mark_text(color=INK).encode(y=alt.value(8), text="label:N"),
-    ).properties(width=420, height=260)
 
 
 def history_chart(points: Records) -> alt.LayerChart:

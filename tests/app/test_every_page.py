@@ -23,7 +23,8 @@ CELL = "laptop/joint/16384/width128"
 
 @pytest.mark.parametrize("kind", ["a whole study", "open cells"])
 def test_no_page_complains(tab, request, kind):
-    database = request.getfixturevalue("laptop") if kind == "open cells" else request.getfixturevalue("finished") / "dataeff.duckdb"
+    finished, laptop = request.getfixturevalue("finished") / "dataeff.duckdb", request.getfixturevalue("laptop")
+    database = laptop if kind == "open cells" else finished
     shown = tab(database, "dark" if kind == "open cells" else "light")
     for page in PAGES:
         shown.open(page)

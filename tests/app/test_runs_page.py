@@ -10,6 +10,7 @@ import pytest
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports import runs
+from dataeff.reports.theme import PALETTE
 
 CURVE = "SELECT value FROM metric WHERE run_id = $1 AND name = 'train_loss' ORDER BY step"
 BEST = "SELECT run_id FROM run WHERE val_loss IS NOT NULL ORDER BY val_loss, run_id"
@@ -66,7 +67,7 @@ def test_imported_runs_without_curves_say_so(tab, laptop):
         (run_id,) = connection.execute(BEST + " LIMIT 1").fetchone()
     text = tab(laptop, "dark").open(f"runs?run={run_id}").text
     assert f"No train_loss along training is recorded of {run_id[:8]}" in text
-    assert "None is recorded: imported results hold none" in text
+    assert "Attempts: none recorded" in text
 
 
 def test_what_is_chosen_never_becomes_sql(connection):
@@ -123,7 +124,9 @@ def test_runs_of_one_recipe_each_have_the_colours_of_their_recipes(laptop):
     alike = [run | {"recipes": ["standard"]} for run in several]
 
     def colours(chosen):
-        return runs.curves_chart(points, chosen, "loss", "tokens", recipes=order).to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        chart = runs.curves_chart(points, chosen, "loss", "tokens", recipes=order)
+        scale = chart.to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        return dict(zip(scale["domain"], scale["range"], strict=True))
 
-    assert colours(several)["domain"] == order
-    assert colours(alike)["domain"] == [run["label"] for run in alike]
+    assert colours(several) == dict(zip(order, PALETTE, strict=False))
+    assert list(colours(alike)) == [run["label"] for run in alike]

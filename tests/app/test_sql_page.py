@@ -63,4 +63,4 @@ def test_a_chart_gives_recipes_their_colours_and_leaves_out_what_no_axis_holds()
 def test_every_kind_of_column_is_drawn(column):
     chart = quick_chart(pyarrow.table({"x": column, "y": [1.0]}), ["x", "y"], "points", "", [])
     (rows,) = json.loads(chart.to_json())["datasets"].values()
-    assert len(rows) == 1
+    assert len(rows) == 1, rows

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
 
+from dataeff.facts.job import Attempt
+from dataeff.facts.store import Store, write_atomically
 from dataeff.records.queries import records
 from dataeff.records.store import Database
 from dataeff.reports import progress, search
+from dataeff.reports.charts import chart_bytes
+from dataeff.reports.theme import themed
 from tests.conftest import dataeff, start_study, write_tiny_study
 
 COUNTS = """SELECT count_if(state = 'certified') || ' of ' || count(*), count_if(state = 'boundary')::VARCHAR,
@@ -105,7 +111,7 @@ def test_notes_are_kept_across_a_rebuild(tab, finished, tmp_path):
 
 @pytest.fixture(scope="session")
 def failed(finished, tmp_path_factory):
-    """A copy of a database, without its run folders, in which attempts failed, were killed, or were never heard of again."""
+    """A copy of a database in which attempts failed or were killed, and beside which two never ended."""
     path = tmp_path_factory.mktemp("failed") / "failed.duckdb"
     shutil.copy(finished / "dataeff.duckdb", path)
     child = subprocess.Popen(["true"])
@@ -113,36 +119,39 @@ def failed(finished, tmp_path_factory):
     with Database(path).write() as connection:
         connection.execute(
             """INSERT INTO attempt BY NAME SELECT unnest([
-                {job_id: 'a1', number: 1, outcome: 'out_of_memory', reason: 'CUDA out of memory', host: 'far', pid: 1},
-                {job_id: 'a1', number: 2, outcome: 'failed', reason: 'the disk is full', host: 'far', pid: 2},
-                {job_id: 'b2', number: 1, outcome: 'running', reason: NULL, host: $here, pid: $gone},
-                {job_id: 'c3', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 3},
-                {job_id: 'd4', number: 1, outcome: 'running', reason: NULL, host: 'far', pid: 4},
-                {job_id: 'd4', number: 2, outcome: 'killed', reason: 'signal 9', host: 'far', pid: 5}], max_depth := 2),
-                now() - INTERVAL 2 DAY AS started_at, 'cpu' AS device, 'train' AS kind""".replace("pid", "process_id"),
-            {"here": socket.gethostname(), "gone": child.pid},
+                {job_id: 'a1', number: 1, outcome: 'out_of_memory', reason: 'CUDA out of memory', process_id: 1},
+                {job_id: 'a1', number: 2, outcome: 'failed', reason: 'the disk is full', process_id: 2},
+                {job_id: 'd4', number: 1, outcome: 'running', reason: NULL, process_id: 4},
+                {job_id: 'd4', number: 2, outcome: 'killed', reason: 'signal 9', process_id: 5}], max_depth := 2),
+                now() - INTERVAL 2 DAY AS started_at, 'far' AS host, 'cpu' AS device, 'train' AS kind"""
         )
         connection.execute("""UPDATE cell SET search_ended_at = NULL, state = 'searching', runs_left = 3, flops_left = 1e9
             WHERE recipe = 'standard' AND size = 'c'""")
-    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))  # nobody has written it for an hour
+    old = time.time() - 3600
+    for name, host, process in (("b2", socket.gethostname(), child.pid), ("c3", "far", 3)):
+        folder = Store.beside(path).run(name)
+        attempt = Attempt(job_id=name, number=1, started_at="2026-01-01T00:00:00Z", host=host, process_id=process, device="cpu")
+        write_atomically(folder.spec, json.dumps({"lr": 0.01, "epochs": 4, "train_seed": 0, "seed_tokens": 1024}))
+        write_atomically(folder.attempts / "0001.json", attempt.model_dump_json())
+        os.utime(folder.attempts / "0001.json", (old, old))
     return path
 
 
 def test_attempts_whose_process_is_gone_are_told_from_those_under_way(failed):
-    with Database(failed).read() as connection:
-        found = {attempt["run_id"]: attempt for attempt in progress.under_way(connection)}
+    found = {attempt["run_id"]: attempt for attempt in progress.under_way(Store.beside(failed), {"another"})}
     assert {run_id: (attempt["alive"], attempt["live"]) for run_id, attempt in found.items()} == {
         "b2": (False, False),
         "c3": (None, False),
     }
     assert found["b2"]["sign"].startswith("killed: its process is gone")
     assert found["c3"]["sign"].startswith("on another machine; last sign")
+    assert found["b2"]["job"] == "run, lr 0.01, epochs 4, train_seed 0"
+    assert progress.under_way(Store.beside(failed), {"b2", "c3"}) == []
 
 
 def test_failures_are_counted_by_how_they_ended(tab, failed):
     shown = tab(failed).open("study")
     assert "1 failed, 1 out of memory, 2 killed; 2 of their runs have no result yet" in shown.text
-    assert "nothing is under way" in shown.text
     assert "Unfinished attempts: 2" in shown.text
     assert metrics(shown)["under way"] == "0"
     assert "18 of 20 searches have ended. About 6 runs are left" in shown.text
@@ -154,12 +163,11 @@ def test_a_page_opened_before_follows_a_study_from_its_beginning_to_its_end(tab,
     shown = tab(tmp_path / "dataeff.duckdb").open("study")
     study = start_study(tmp_path)
     try:
-        shown.page.get_by_text("again every 5 s").wait_for()  # by itself, as all that follows
-        before = int(metrics(shown)["runs"])
+        shown.page.get_by_text("searches have ended").wait_for()  # by itself, as all that follows
+        before = int(metrics(shown.look())["runs"])
         study.wait()
         shown.page.get_by_text("20 of 20 searches have ended.").wait_for()
-        assert int(metrics(shown)["runs"]) > before
-        shown.look()
+        assert int(metrics(shown.look())["runs"]) > before
     finally:
         if study.poll() is None:
             study.send_signal(signal.SIGKILL)
@@ -174,7 +182,8 @@ def test_missing_neighbours_are_one_step_from_the_optimum_and_were_not_run(lapto
     assert {(p["x"], p["y"]) for p in points if p["state"] == "missing"} == {(0.8, 16), (0.8, 64)}
     assert [(p["x"], p["y"]) for p in points if p["is_best"]] == [(0.8, 32)]
     assert len(points) == 9 * 8
-    assert {run["number"] for run in found["runs"] if run["role"] == "search"} == {p["number"] for p in points if p["state"] == "run"}
+    searched = {run["number"] for run in found["runs"] if run["role"] == "search"}
+    assert searched == {p["number"] for p in points if p["state"] == "run"}
 
 
 def test_every_missing_neighbour_of_every_cell_is_marked(laptop):
@@ -194,7 +203,7 @@ def test_importances_name_the_axis_that_decides():
     assert search.importances(["lr", "epochs"], points[:4]) == []
 
 
-def test_a_search_of_one_axis_is_a_line(finished, tmp_path):
+def test_a_search_of_one_axis_is_one_row(finished, tmp_path):
     path = tmp_path / "one.duckdb"
     shutil.copy(finished / "dataeff.duckdb", path)
     with Database(path).write() as connection:  # what is left of a search when all but one axis is fixed
@@ -205,6 +214,6 @@ def test_a_search_of_one_axis_is_a_line(finished, tmp_path):
         points = search.cell_search(connection, "tiny/standard/1024/a")["points"]
         assert not progress.standing(connection, "tiny")["flops_left"]
         assert records(connection, progress.FAILURES, ["tiny"]) == []
-    chart = search.search_chart(["lr"], points).to_dict()
+    chart = search.search_chart(["lr"], points)
     assert [(point["x"], point["state"]) for point in points] == [(0.003, "run"), (0.01, "run"), (0.03, "missing")]
-    assert chart["layer"][0]["mark"]["type"] == "line"
+    assert chart_bytes(themed(chart), "svg").count(b"<text") >= 6  # three values, three marks
