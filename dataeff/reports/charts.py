@@ -30,6 +30,7 @@ NOTES = {  # what a caption says of the layers that are drawn
     "point": "dots: measured, hollow where the optimum is not certified",
     "ratio": "dots: ratios, hollow where the baseline's law is extrapolated",
     "bar": "bars: 90% intervals",
+    "subsets": "of members: least to greatest over subsets",
     "curve": "thin lines: ensembles of 1, 2, ... members",
     "law": "solid: laws within the data",
     "beyond": "dashed: beyond the data",
@@ -82,7 +83,8 @@ def law_figure(
     colour |= {"title": None, "legend": {"symbolType": "circle"} if isolated else None}
     if isolated:
         pick = [{"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}]
-    charts, seen = [], {"bar"} if any(row.get("low") is not None for row in rows) else set()
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    charts, seen = [], {note for note, column in (("bar", "low"), ("subsets", "subsets")) if column in filled}
     for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
         own = [row for row in rows if not panels or row[panels] == name]
         domain = _domain(own, y, log_y)

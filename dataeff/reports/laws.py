@@ -57,7 +57,7 @@ SELECT recipe, seed_tokens, NULL AS size, NULL AS averaging, size AS point, best
 FROM cell_limit AS best JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
 WHERE study = $1 AND recipe_limit IN ('N', 'K then N') ORDER BY seed_tokens, x, point""",
     "K": """
-SELECT recipe, seed_tokens, size, averaging, members || ' members' AS point, members AS x, members, mean_loss AS val_loss,
+SELECT recipe, seed_tokens, size, averaging, 'K = ' || members AS point, members AS x, members, mean_loss AS val_loss,
     least AS low, greatest AS high, subsets, if(mean_loss IS NULL, 'a loss is not finite', NULL) AS reason, cell_id
 FROM ensemble_curve WHERE study = $1
 QUALIFY ensemble_id = arg_max(ensemble_id, (members, ensemble_id)) OVER (PARTITION BY cell_id, averaging)
