@@ -105,12 +105,12 @@ def law_figure(
 
 def _across(rows: Records, x: Axis, limited: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the x channel, and where the limit of each recipe stands: side by side, right of the line (of no name)."""
-    xs = [row[x.column] for row in rows if row["layer"] != "limit" and row.get(x.column) is not None] or [1.0]
-    low, high = min(xs), max(xs)
+    xs = [row[x.column] for row in rows if row["layer"] != "limit" and row.get(x.column) is not None]
+    low, high = (end([*xs, *x.ticks], default=1.0) for end in (min, max))
     step = (high / low if high > low else 2.0) ** 0.026
     edge = high * step**1.5
     places = {name: edge * step**i for i, name in enumerate(["", *limited])} if limited else {}
-    labels = f"datum.value > {high * 1.0001} ? '\u221e' : format(datum.value, '{x.form}')"
+    labels = f"datum.value > {edge} ? '\u221e' : format(datum.value, '{x.form}')"
     ticks = [*(x.ticks or round_numbers(low, high)), *([edge * step ** ((len(limited) + 1) / 2)] if limited else [])]
     scale = {"type": "log", "domain": [low / step**1.5, edge * step ** (len(places) + 0.5)], "nice": False}
     axis = {"values": ticks, "labelExpr": labels, "grid": False}

@@ -112,7 +112,7 @@ def axis(points: Records, over: str) -> Axis:
 def law_rows(laws: Records, points: Records, over: str) -> Records:
     """Return points, laws and limits as `law_figure` takes them; the `panel` is D over N, the size over K."""
     rows = []
-    for place, law in enumerate(laws, -len(laws) // 2):
+    for place, law in enumerate(laws, -(len(laws) // 2)):
         own = [point for point in points if point["name"] == law["name"] and point["val_loss"] is not None]
         row = {"line": law["name"], **{name: law[name] for name in ("recipe", "size", "seed_tokens")}}
         row["panel"] = f"D = {law['seed_tokens']:,} tokens" if over == "N" else law["size"]
