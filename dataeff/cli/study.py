@@ -43,8 +43,7 @@ def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_j
 
 
 def _print_plan(planned: Plan) -> None:
-    from dataeff.study.cost import ASSUMED_GPU_FLOPS
-    from dataeff.study.plan import COLUMNS
+    from dataeff.study.plan import ASSUMED_GPU_FLOPS, COLUMNS
 
     per_hour = ASSUMED_GPU_FLOPS * 3600
     long = planned.seconds > 1000 * 3600

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 TITLES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}  # of the axis
-INTERPOLATED = "Limits, interpolated"  # the panel of `RATIOS` that stays within the baseline's budgets
 BEYOND, SIDE_BY_SIDE = 4, 1.025  # laws are drawn to so many times their largest x; points over D stand so far apart
 RIVALS: dict[type[Form], str] = {
     PowerLaw: "a / x^alpha + E",
@@ -68,17 +67,15 @@ SELECT recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, format('D =
 FROM asymptote WHERE study = $1 ORDER BY x""",
 }
 
-# Data efficiency of what was trained, of limits, and of limits between the baseline's measured ones; hollow: extrapolated.
+# Data efficiency of what was trained, and of limits; hollow: extrapolated.
 RATIOS = """
 FROM (SELECT recipe, seed_tokens, unnest([
     {panel: 'What was trained', ratio: data_efficiency_trained, low: data_efficiency_trained_low,
         high: data_efficiency_trained_high, hollow: trained_extrapolated, val_loss: best_trained, cell_id: best_cell},
-    {panel: 'Limits, by law', ratio: data_efficiency, low: data_efficiency_low, high: data_efficiency_high, hollow: extrapolated,
-        val_loss: limit_loss, cell_id: NULL},
-    {panel: 'Limits, interpolated', ratio: data_efficiency_interpolated, low: data_efficiency_interpolated_low,
-        high: data_efficiency_interpolated_high, hollow: false, val_loss: limit_loss, cell_id: NULL}], max_depth := 2)
+    {panel: 'Limits', ratio: data_efficiency, low: data_efficiency_low, high: data_efficiency_high, hollow: extrapolated,
+        val_loss: limit_loss, cell_id: NULL}], max_depth := 2)
 FROM data_efficiency WHERE study = $1)
-WHERE ratio IS NOT NULL ORDER BY panel <> 'What was trained', panel, seed_tokens
+WHERE ratio IS NOT NULL ORDER BY panel DESC, seed_tokens
 """
 
 

@@ -36,14 +36,7 @@ def test_laws_over_k_are_those_of_the_view(fitted):
     assert own == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("panel", "name"),
-    [
-        ("What was trained", "data_efficiency_trained"),
-        ("Limits, by law", "data_efficiency"),
-        ("Limits, interpolated", "data_efficiency_interpolated"),
-    ],
-)
+@pytest.mark.parametrize(("panel", "name"), [("What was trained", "data_efficiency_trained"), ("Limits", "data_efficiency")])
 def test_ratios_are_those_of_the_view(fitted, panel, name):
     rows = {(row["recipe"], row["seed_tokens"]): row for row in study_ratios(fitted, "laptop") if row["panel"] == panel}
     views = fitted.execute(
