@@ -94,7 +94,6 @@ SELECT run_id AS job_id, 'train' AS kind, 1 AS number, now() AS started_at, now(
 """
 
 
-
 def median(ask: Callable[[], Any]) -> float:
     """Return the median of the seconds that five calls take."""
     seconds = []

@@ -23,10 +23,8 @@ PORT = 8599
 PAGES = {
     "answer": "",
     "study": "study?cell=laptop/regularized/16384/width64",
-    "runs": "runs?recipe=distilled",
+    "runs": "runs?recipes=distilled",
     "laws": "laws?",
-    "laws_over_members": "laws?over=K",
-    "laws_over_data": "laws?over=D",
     "sql": "sql?query=FROM+recipe_summary",
 }
 
