@@ -10,7 +10,7 @@ import streamlit as st
 from dataeff.reports.answer import study_answer
 from dataeff.reports.charts import limits_chart, ratio_figure
 from dataeff.reports.frames import study_limits
-from dataeff.reports.laws import PANELS, study_ratios
+from dataeff.reports.laws import study_ratios
 from dataeff.reports.progress import study_names
 
 
@@ -38,9 +38,9 @@ limits, ratios = page.read(study_limits, study), page.read(study_ratios, study)
 if limits["rows"]:
     st.markdown("**Loss against size**")
     page.show_chart(limits_chart(linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])
-if shown := [row for row in ratios if row["panel"] in PANELS[:2]]:
+if ratios:
     st.markdown("**Data efficiency**")
-    page.show_chart(ratio_figure(linked(shown), limits["recipes"], "panel"), f"{study} ratios", shown)
+    page.show_chart(ratio_figure(linked(ratios), limits["recipes"], "panel"), f"{study} ratios", ratios)
 if answer["limits"][1]:
     st.markdown("**Limits, all extrapolated**")
     page.show_table(*answer["limits"], f"{study} limits table", height="content")

@@ -30,7 +30,8 @@ st.subheader(f"Laws over {reports.TITLES[over]}")
 rows = reports.law_rows(laws, found["points"], over)
 rows = [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
 title = "limit of the recipe (nats/token)" if over == "D" else "validation loss (nats/token)"
-across = reports.axis([point for law in laws for point in reports.of_law(law, found["points"])], over)
+shown = {law["name"]: law for law in laws}
+across = reports.axis([point for point in found["points"] if point["name"] in shown], over)
 if any(row["layer"] == "point" for row in rows):
     figure = law_figure(rows, across, order, y_title=title, panels=None if over == "D" else "panel")
     page.show_chart(figure, f"{study} laws over {over}", [row for row in rows if row["layer"] in ("point", "limit")])
@@ -39,8 +40,7 @@ if ratios:
     page.show_chart(ratio_figure(ratios, order, "panel"), f"{study} ratios", ratios)
 page.show_table(*reports.law_table(laws), f"{study} laws over {over} table", height="content")
 
-names = {reports.law_name(law): law for law in laws}
-law = names[page.choose("What tests the law of", list(names), "law", width=420)]
+law = shown[page.choose("What tests the law of", list(shown), "law", width=420)]
 tests = reports.law_tests(law, found["points"], over)
 if tests["rows"]:
     page.show_chart(law_figure(tests["rows"], across, order, y_title=title), f"{study} law", tests["points"][1])

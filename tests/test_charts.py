@@ -99,3 +99,11 @@ def test_a_figure_is_saved_with_its_caption(tmp_path):
     save_chart(figure, tmp_path / "f.svg")
     assert "Dots: measured, hollow" in (tmp_path / "f.svg").read_text()
     assert chart_bytes(themed(figure), "png").startswith(b"\x89PNG")
+
+
+def test_the_last_budget_is_no_infinity():
+    rows = points("joint", [3.4, 3.3])
+    rows += [{"layer": "limit", "recipe": "joint", "val_loss": 3.0}]
+    axis = law_figure(rows, Axis("n", "D", [10, 25]), RECIPES).spec["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]
+    edge = float(axis["labelExpr"].split()[2])
+    assert axis["values"][1] == 25 < edge < axis["values"][2]

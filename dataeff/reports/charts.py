@@ -14,29 +14,28 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import numpy as np
 
 from dataeff.errors import InputError
-from dataeff.reports.theme import ALARM, FAINT, GREY, LIGHT, LINES, PAPER, Figure, palette, themed
+from dataeff.reports.theme import ALARM, GREY, LIGHT, LINES, PAPER, Figure, palette, themed
 
 Records = list[dict[str, Any]]
 LOSS = "validation loss (nats/token)"
-EDGE, SOFT, HOLE = (ink.to_dict() for ink in (LINES, FAINT, PAPER))
+EDGE, HOLE = LINES.to_dict(), PAPER.to_dict()
 NOTES = {  # what a caption says of the layers that are drawn
     "point": "dots: measured, hollow where the optimum is not certified",
     "ratio": "dots: ratios, hollow where the baseline's law is extrapolated",
     "bar": "bars: 90% intervals",
+    "subsets": "of members: least to greatest over subsets",
     "curve": "thin lines: ensembles of 1, 2, ... members",
     "law": "solid: laws within the data",
     "beyond": "dashed: beyond the data",
     "predicted": "diamond: the largest point as predicted without it",
     "limit": "right of the line: limits",
-    "mark": "right edge: data efficiency by the baseline's law",
     "off": "triangles: beyond the axis, hollow where the tooltip has the number, filled where there is no end",
 }
 TOOLTIPS = {  # columns that a tooltip shows where the rows have them, and their formats
@@ -46,8 +45,7 @@ TOOLTIPS = {  # columns that a tooltip shows where the rows have them, and their
 }
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A logarithmic x axis: its column and title, where labels stand (at round numbers by default), and their format."""
 
     column: str
@@ -68,15 +66,13 @@ def law_figure(
     """Return rows drawn by their `layer`; `panels` is a column, two panels a row, each with its own y axis.
 
         reference     a thin line at y
-        mark          the text `mark` at the right edge, at y
-        law           a solid line, `beyond` dashed, `rival` grey with a dash for each `form`; a line for each `line`
+        law           a solid line, `beyond` dashed; a line for each `line`
         curve         a thin line with dots; a line for each `line`
         point         a dot with its interval from `low` to `high`, hollow where `hollow`; `predicted`: a diamond
         limit         a dot with its interval, right of all x
 
-    Every row but marks and references has a `recipe`, one of `recipes`, which gives its colour; a click on the legend isolates
-    it, and one on a dot opens its `href`. An interval of which one end is missing has no end there. The y axis holds points and
-    limits but for outliers.
+    The `recipe` of a row, one of `recipes`, gives its colour; a click on the legend isolates it, and one on a dot opens its
+    `href`. An interval of which one end is missing has no end there. The y axis holds points and limits but for outliers.
     """
     rows = [row for row in rows if row.get(y) is not None]
     has = {(row.get("recipe"), row["layer"]) for row in rows}
@@ -87,7 +83,8 @@ def law_figure(
     colour |= {"title": None, "legend": {"symbolType": "circle"} if isolated else None}
     if isolated:
         pick = [{"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}]
-    charts, seen = [], {"bar"} if any(row.get("low") is not None for row in rows) else set()
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    charts, seen = [], {note for note, column in (("bar", "low"), ("subsets", "subsets")) if column in filled}
     for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
         own = [row for row in rows if not panels or row[panels] == name]
         domain = _domain(own, y, log_y)
@@ -108,12 +105,12 @@ def law_figure(
 
 def _across(rows: Records, x: Axis, limited: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the x channel, and where the limit of each recipe stands: side by side, right of the line (of no name)."""
-    xs = [row[x.column] for row in rows if row["layer"] != "limit" and row.get(x.column) is not None] or [1.0]
-    low, high = min(xs), max(xs)
+    xs = [row[x.column] for row in rows if row["layer"] != "limit" and row.get(x.column) is not None]
+    low, high = (end([*xs, *x.ticks], default=1.0) for end in (min, max))
     step = (high / low if high > low else 2.0) ** 0.026
     edge = high * step**1.5
     places = {name: edge * step**i for i, name in enumerate(["", *limited])} if limited else {}
-    labels = f"datum.value > {high * 1.0001} ? '\u221e' : format(datum.value, '{x.form}')"
+    labels = f"datum.value > {edge} ? '\u221e' : format(datum.value, '{x.form}')"
     ticks = [*(x.ticks or round_numbers(low, high)), *([edge * step ** ((len(limited) + 1) / 2)] if limited else [])]
     scale = {"type": "log", "domain": [low / step**1.5, edge * step ** (len(places) + 0.5)], "nice": False}
     axis = {"values": ticks, "labelExpr": labels, "grid": False}
@@ -152,9 +149,9 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 def _prepared(rows: Records, x: str, y: str, places: dict[str, float], domain: Sequence[float], log: bool) -> Records:
     """Return rows as they are drawn: limits with their place, intervals cut at the axis, a row `off` for what is beyond it."""
-    (bottom, top), prepared, last = domain, [{"layer": "edge", x: places[""]}] if places else [], math.inf
+    (bottom, top), prepared = domain, [{"layer": "edge", x: places[""]}] if places else []
     inner = np.geomspace(bottom, top, 51)[[1, -2]] if log else np.linspace(bottom, top, 51)[[1, -2]]
-    for row in sorted(rows, key=lambda row: row["layer"] == "mark" and -row[y]):
+    for row in rows:
         row, off = {name: value for name, value in row.items() if value is not None}, []
         if row["layer"] == "limit":
             row[x] = places[row["recipe"]]
@@ -164,10 +161,6 @@ def _prepared(rows: Records, x: str, y: str, places: dict[str, float], domain: S
             low, high = row.get("low", -math.inf), row.get("high", math.inf)
             row |= {"bottom": max(low, bottom), "top": min(high, top)}
             off += [end for end in (low, high) if not bottom <= end <= top]
-        if row["layer"] == "mark":
-            if not bottom <= row[y] <= min(top, last - (top - bottom) / 20):
-                continue
-            last = row[y]
         prepared.append(row)
         for value in off:
             shape = {"at": float(inner[int(value > top)]), "shape": "triangle-up" if value > top else "triangle-down"}
@@ -191,15 +184,10 @@ def _layers(
     dot |= {"href": {"field": "href", "type": "nominal"}} if "href" in has else {}
     off = dot | {"y": at, "shape": {"field": "shape", "type": "nominal", "scale": None}}
     bar = {"x": x, "y": bottom, "y2": {"field": "top"}, "color": colour, "opacity": shown(1)}
-    dash = {"field": "form", "type": "nominal", "title": None, "legend": {"symbolStrokeColor": GREY}}
-    right, text = {"x": {"value": "width"}, "y": y}, {"align": "left", "dx": 6, "fontSize": 10, "color": SOFT}
     big, small, thin = {"type": "point", "size": 45}, {"type": "point", "size": 14, "filled": True}, {"strokeWidth": 1.5}
     parts = (  # rows of a layer, or of a condition; the mark; its channels
         ("edge", {"type": "rule", "color": EDGE, **thin}, {"x": x}),
         ("reference", {"type": "rule", "color": GREY}, {"y": y}),
-        ("mark", {"type": "tick", "width": 6, "thickness": 1, "orient": "horizontal", "color": SOFT}, right),
-        ("mark", {"type": "text", **text}, {**right, "text": {"field": "mark", "type": "nominal"}}),
-        ("rival", {"type": "line", "color": GREY, **thin}, {"x": x, "y": y, "strokeDash": dash}),
         ("beyond", {"type": "line", "strokeDash": [5, 4], **thin}, line),
         ("law", {"type": "line", **thin}, line),
         ("curve", {"type": "line", "strokeWidth": 1}, line | {"opacity": shown(0.5)}),
@@ -262,7 +250,7 @@ def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Figu
 
     `rows` and `recipes`: those of `study_limits`. Losses in nats per token. The best over N is a point already, and no limit.
     """
-    rows = [row for row in rows if row["layer"] != "limit" or row["state"] != "best over N"]
+    rows = [row for row in rows if row.get("state") != "best over N"]
     figure = law_figure(rows, Axis("parameters_total", "parameters (of all members)", form="~s"), recipes, panels="panel")
     return figure.properties(title=title)
 

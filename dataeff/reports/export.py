@@ -76,26 +76,23 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str, authors: Seq
     }
 
 
-def _figures(
-    connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]
-) -> list[tuple[str, Figure, list[str]]]:
+def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]) -> list[tuple[str, Figure, list[str]]]:
     """Return caption, chart and SQL of the figures for which there are numbers."""
     figures = []
     if limits["rows"]:
         figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
-    if ratios := [row for row in laws.study_ratios(connection, study) if row["panel"] in laws.PANELS[:2]]:
+    if ratios := laws.study_ratios(connection, study):
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
         figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
-    for over in "KD":
+    for over, panels in (("K", "panel"), ("D", None)):
         frames = laws.study_laws(connection, study, over)
-        tokens = max((law["seed_tokens"] or 0 for law in frames["laws"]), default=0)
-        kept = [law for law in frames["laws"] if over == "D" or law["seed_tokens"] == tokens]
-        averaging = min((law["averaging"] or "" for law in kept), default="")
-        rows = laws.law_rows([law for law in kept if (law["averaging"] or "") == averaging], frames["points"], over)
+        chosen = max((law["seed_tokens"] or 0 for law in frames["laws"]), default=0)
+        own = [law for law in frames["laws"] if (law["seed_tokens"] or 0) == chosen and law["averaging"] in (None, "logits")]
+        rows = laws.law_rows(own, frames["points"], over)
         if any(row["layer"] == "law" for row in rows):
-            caption = f"Ensembles at D = {tokens:,}, {averaging} averaged." if over == "K" else "Limits of each recipe over D."
-            chart = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels="panel" if over == "K" else None)
-            figures.append((caption, chart, [laws.POINTS[over], laws.LAWS[over]]))
+            caption = f"Ensembles at D = {chosen:,}, logits averaged." if over == "K" else "Limits of each recipe over D."
+            figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels=panels)
+            figures.append((caption, figure, [laws.POINTS[over], laws.LAWS[over]]))
     return [(f"{caption} {figure.spec['description']}", figure, sql) for caption, figure, sql in figures]
 
 

@@ -62,7 +62,7 @@ def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Chart:
         "axis": {**labels, "labelFontSize": 11, "gridColor": inks["lines"], "tickColor": faint, "domain": False},
         "legend": {**labels, "orient": "top", "columns": 2 if narrow else 4, "symbolOpacity": 1, "labelLimit": 300},
         "header": {**labels, "labelFontSize": 13, "labelAnchor": "start", "title": None},
-        "title": {"fontSize": 13, "anchor": "start", "frame": "group", "fontWeight": "normal", "color": ink} | {"subtitleColor": faint},
+        "title": {"anchor": "start", "frame": "group", "fontWeight": "normal", "color": ink, "subtitleColor": faint},
         "view": {"stroke": None},
     }
     chart = chart.properties(autosize={"type": "pad"})

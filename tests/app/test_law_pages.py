@@ -1,16 +1,14 @@
-"""The Laws page, in a browser: what it shows is what SQL says of the same file."""
+"""The laws of a study are what SQL says of the same file, and the Laws page shows them."""
 
 from __future__ import annotations
 
-import csv
 import shutil
-from pathlib import Path
 
 import duckdb
 import pytest
 
 from dataeff.records.store import Database
-from dataeff.reports.laws import PANELS, study_ratios
+from dataeff.reports.laws import law_table, law_tests, study_laws, study_ratios
 
 
 @pytest.fixture(scope="module")
@@ -19,60 +17,60 @@ def fitted(laptop):
         yield connection
 
 
-def downloaded(shown, button: str, number: int = 0) -> list[dict[str, str]]:
-    with shown.page.expect_download() as download:
-        shown.page.get_by_role("button", name=button, exact=True).nth(number).click()
-    with Path(download.value.path()).open() as file:
-        return list(csv.DictReader(file))
+def table(laws: list[dict]) -> list[dict]:
+    columns, rows = law_table(laws)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def test_laws_over_k_are_those_of_the_view_at_the_budget_and_averaging_of_the_url(tab, laptop, fitted):
-    shown = tab(laptop).open("laws?study=laptop&over=K&D=16384&averaging=probabilities&recipe=joint")
-    rows = {row["size"]: row for row in downloaded(shown, "CSV")}
+def test_laws_over_k_are_those_of_the_view(fitted):
+    found = study_laws(fitted, "laptop", "K")
     views = fitted.execute(
-        """SELECT size, limit_loss, e_low, e_high FROM ensemble_asymptote JOIN best_run USING (cell_id, coordinates)
-           WHERE recipe = 'joint' AND seed_tokens = 16384 AND averaging = 'probabilities'"""
+        """SELECT recipe, seed_tokens, size, averaging, limit_loss, e_low, e_high
+           FROM ensemble_asymptote JOIN best_run USING (cell_id, coordinates)"""
     ).fetchall()
-    assert len(views) == len(rows) == 4
-    for size, *values in views:
-        assert [float(rows[size][name]) for name in ("limit", "90% from", "to")] == pytest.approx(values)
-    measured = [row for row in downloaded(shown, "data") if row["layer"] == "point" and row["size"] == "width64"]
-    assert [int(row["members"]) for row in measured] == [1, 2, 3, 4]
+    rows = {tuple(row[name] for name in ("recipe", "D", "size", "averaging")): row for row in table(found["laws"])}
+    assert len(views) == len(rows) > 40
+    for *key, limit, low, high in views:
+        assert [rows[tuple(key)][name] for name in ("limit", "90% from", "to")] == [limit, low, high]
+    own = [point["members"] for point in found["points"] if point["name"] == "joint, D = 16,384, width64, probabilities"]
+    assert own == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("panel", "name"), zip(PANELS, ("data_efficiency_trained", "data_efficiency"), strict=True)
-)
+@pytest.mark.parametrize(("panel", "name"), [("What was trained", "data_efficiency_trained"), ("Limits", "data_efficiency")])
 def test_ratios_are_those_of_the_view(fitted, panel, name):
     rows = {(row["recipe"], row["seed_tokens"]): row for row in study_ratios(fitted, "laptop") if row["panel"] == panel}
     views = fitted.execute(
         f"SELECT recipe, seed_tokens, {name}, {name}_low, {name}_high FROM data_efficiency WHERE {name} IS NOT NULL"
     ).fetchall()
-    assert len(views) == len(rows) > 20
+    assert len(views) == len(rows) > 15
     for recipe, tokens, *values in views:
         assert [rows[recipe, tokens][column] for column in ("ratio", "low", "high")] == values
 
 
 def test_a_law_over_n_predicts_its_largest_point_as_sql_does(tab, laptop, fitted):
-    shown = tab(laptop).open("laws?study=laptop&law=regularized, D = 16,384")
     law = "recipe = 'regularized' AND seed_tokens = 16384"
     limit, low, high = fitted.execute(f"SELECT limit_loss, e_low, e_high FROM asymptote WHERE {law}").fetchone()
-    row = next(row for row in downloaded(shown, "CSV") if row["recipe"] == "regularized" and row["D"] == "16384")
-    assert [float(row[name]) for name in ("limit", "90% from", "to")] == pytest.approx([limit, low, high])
+    found = study_laws(fitted, "laptop", "N")
+    (own,) = (own for own in found["laws"] if own["name"] == "regularized, D = 16,384")
+    (row,) = table([own])
+    assert [row[name] for name in ("limit", "90% from", "to")] == [limit, low, high]
     predicted, measured = fitted.execute(
         f"""WITH point AS (SELECT parameters_total / 1e9 AS x, reached_loss AS y FROM cell_limit WHERE {law}), law AS (
             SELECT power_law(list(x), list(y)) AS fit FROM point WHERE x < (SELECT max(x) FROM point))
             SELECT fit.a * power(x, -fit.alpha) + fit.e, y FROM point, law ORDER BY x DESC LIMIT 1"""
     ).fetchone()
-    assert f"the law predicts {predicted:.4f} nats/token; measured: {measured:.4f}" in shown.text
-    power = next(row for row in downloaded(shown, "CSV", 2) if row["form"] == "a / x^alpha + E")
-    assert float(power["limit"]) == pytest.approx(limit, abs=1e-5)
+    tests = law_tests(own, found["points"], "N")
+    assert f"the law predicts {predicted:.4f} nats/token; measured: {measured:.4f}" in tests["sentence"]
+    limits = {rival[0]: rival[1] for rival in tests["rivals"][1]}
+    assert limits["a / x^alpha + E"] == pytest.approx(limit, abs=1e-5) and limits["a / x^alpha"] is None
+    assert tests["sentence"] in tab(laptop).open("laws?study=laptop&law=regularized, D = 16,384").text
 
 
-def test_a_law_without_degrees_of_freedom_has_no_residuals(tab, laptop):
-    shown = tab(laptop).open("laws?study=laptop&over=D&law=regularized")
-    assert "The largest point cannot be held out" in shown.text
-    assert [row["residual"] for row in downloaded(shown, "CSV", 1)] == [""] * 3
+def test_a_law_without_degrees_of_freedom_has_no_residuals(fitted):
+    found = study_laws(fitted, "laptop", "D")
+    law = next(law for law in found["laws"] if law["recipe"] == "regularized")
+    tests = law_tests(law, found["points"], "D")
+    assert "cannot be held out" in tests["sentence"] and [row[2] for row in tests["points"][1]] == [None] * 3
 
 
 def test_a_law_links_the_runs_it_rests_on_and_the_url_shows_it_again(tab, laptop, fitted):
@@ -93,9 +91,10 @@ def test_a_law_links_the_runs_it_rests_on_and_the_url_shows_it_again(tab, laptop
 
 
 def test_a_small_study_says_what_it_lacks(tab, finished):
-    shown = tab(finished / "dataeff.duckdb").open("laws?over=D")
-    (row,) = (row for row in downloaded(shown, "CSV") if row["recipe"] == "standard")
-    assert "3 points; there are 2" in row["caveats"] and "Nothing is fitted" in shown.text
+    with Database(finished / "dataeff.duckdb").read() as connection:
+        rows = table(study_laws(connection, "tiny", "D")["laws"])
+    assert "3 points; there are 2" in next(row["caveats"] for row in rows if row["recipe"] == "standard")
+    assert "Nothing is fitted" in tab(finished / "dataeff.duckdb").open("laws?over=D").text
 
 
 def test_a_study_without_ensembles_or_limits_in_n_says_so(tab, finished, tmp_path):
