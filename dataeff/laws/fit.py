@@ -225,7 +225,7 @@ def _lattice(axes: Sequence[Array]) -> Array:
 
 
 def _valleys(values: Array, axes: Sequence[Array], most: int = 8) -> Array:
-    """Return the places on a grid of these axes that are no higher than those beside them, the lowest first, one of equal ones."""
+    """Return the places on a grid of these axes that are no higher than those beside them, lowest first; equals once."""
     table = values.reshape([len(axis) for axis in axes])
     valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if axes else np.array([0])
     _, first = np.unique(np.log(np.maximum(values[valleys], 1e-300)).round(9), return_index=True)
@@ -328,7 +328,7 @@ def _warnings(law: Form, condition: float, certified: bool, points: int) -> tupl
     flags |= {
         "e_at_zero": "e" in law.linear and law.e <= 0,
         NO_FREEDOM: points == len(law.linear) + len(law.bounds),
-        "undetermined": falls and condition > 1e10 and not any(flags.values()),
+        "undetermined": falls and condition > (np.finfo(float).max if any(flags.values()) else 1e10),
         "not_certified": not certified,
     }
     return tuple(name for name, holds in flags.items() if holds)
