@@ -25,7 +25,7 @@ from dataeff.laws.forms import ALPHA_BOUNDS, Form, PowerLaw
 
 Array = NDArray[np.float64]
 DELTA = 1e-3  # where Huber's loss of log L turns from square to absolute: Hoffmann et al., arXiv 2203.15556, eq. 3
-GRID = {0: 1, 1: 64, 2: 25, 4: 7}  # values that are tried of each of theta's axes, by their number
+GRID = {0: 1, 1: 64, 2: 40, 4: 8}  # values that are tried of each of theta's axes, by their number
 NO_FREEDOM = "no_freedom"
 WARNINGS = {
     "points_do_not_fall": "the losses do not fall: exponents mean nothing and e is the mean",
@@ -207,7 +207,7 @@ class Projection:
 
         options = {"bounds": (self.low, self.high), "jac": "3-point", "ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
         grid = _lattice(self.axes)
-        starts = grid[_valleys(self(grid, np.repeat(row, len(grid))), self.q)]
+        starts = grid[_valleys(self(grid, np.repeat(row, len(grid))), self.axes)]
         found = min((least_squares(residuals, start, **options) for start in starts), key=lambda result: result.cost)
         return found.x
 
@@ -224,11 +224,12 @@ def _lattice(axes: Sequence[Array]) -> Array:
     return np.array(list(itertools.product(*axes)))
 
 
-def _valleys(values: Array, q: int, most: int = 8) -> Array:
-    """Return the places on a grid of q axes that are no higher than those beside them, the lowest first."""
-    table = values.reshape([GRID[q]] * q)
-    valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if q else np.array([0])
-    return valleys[np.argsort(values[valleys])][:most]
+def _valleys(values: Array, axes: Sequence[Array], most: int = 8) -> Array:
+    """Return the places on a grid of these axes that are no higher than those beside them, lowest first; equals once."""
+    table = values.reshape([len(axis) for axis in axes])
+    valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if axes else np.array([0])
+    _, first = np.unique(np.log(np.maximum(values[valleys], 1e-300)).round(9), return_index=True)
+    return valleys[first][:most]
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -298,7 +299,8 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
         return DELTA**2 / 2 * float(huber((residuals(np.clip(s, low, high)) / DELTA) ** 2)[0].sum())
 
     low, high = np.append(np.zeros(p), problem.low), np.append(np.full(p, np.inf), problem.high)
-    grid = _lattice(problem.axes)
+    axes = problem.axes if problem.q < 2 else [axis[::2] for axis in problem.axes]
+    grid = _lattice(axes)
     terms, _ = normalized(grid)
     root = np.broadcast_to(np.sqrt(w) / y, (len(grid), len(y)))
     for _ in range(20):
@@ -306,7 +308,7 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
         law = np.maximum(y - left / root, 1e-3 * y)
         root = np.sqrt(w / np.maximum(np.abs(np.log(law / y)), DELTA)) / law
     laws = np.column_stack([c.T, grid])
-    starts = laws[_valleys(np.array([value(s) for s in laws]), problem.q)]
+    starts = laws[_valleys(np.array([value(s) for s in laws]), axes)]
     options = {"bounds": (low, high), "loss": huber, "f_scale": DELTA, "jac": "3-point", "x_scale": 1.0}
     found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in starts]
     polished = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
@@ -326,7 +328,7 @@ def _warnings(law: Form, condition: float, certified: bool, points: int) -> tupl
     flags |= {
         "e_at_zero": "e" in law.linear and law.e <= 0,
         NO_FREEDOM: points == len(law.linear) + len(law.bounds),
-        "undetermined": falls and condition > 1e10 and not any(flags.values()),
+        "undetermined": falls and condition > (np.finfo(float).max if any(flags.values()) else 1e10),
         "not_certified": not certified,
     }
     return tuple(name for name, holds in flags.items() if holds)

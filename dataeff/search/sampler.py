@@ -91,7 +91,8 @@ class CoordinateDescentSampler(BaseSampler):
             points = [*self._needed(results), *sorted(product(*map(range, self.grid.shape)), key=partial(_distance, centres))]
             point = next((point for point in points if point not in results and point not in in_flight), None)
             if point is None:
-                self._refuse(study)
+                message = f"all {self.grid.size} points of the grid are run or running; there is none left to ask for"
+                raise TrialPruned(message) if _stop(study) else InputError(message)  # another error would end running workers
             self._handed_out[study.study_name, trial.number] = point
         return self.grid.values(point)
 
@@ -109,12 +110,6 @@ class CoordinateDescentSampler(BaseSampler):
             results.setdefault(point, values[0] if state == TrialState.COMPLETE and values else math.inf)
         if not self._needed(results):
             _stop(study)
-
-    def _refuse(self, study: Study) -> NoReturn:
-        message = f"all {self.grid.size} points of the grid are run or running; there is none left to ask for"
-        if _stop(study):
-            raise TrialPruned(message)  # ends this trial alone; an error would end the workers still running, too
-        raise InputError(message)
 
     def _read(self, study: Study) -> tuple[dict[Point, float], set[Point]]:
         """Return the results and the points in flight. Of several results of one point the first counts."""

@@ -104,20 +104,16 @@ class Demand:
             }
         )
 
-    def members(self, cell: Cell, point: Point) -> list[Train]:
-        """Return the runs of a point's members, the tuned one first: one run alone where members are its snapshots."""
-        return self._members(cell, point, 1 if self.recipe(cell).vary == "snapshot" else self.recipe(cell).members)
-
-    def _members(self, cell: Cell, point: Point, count: int) -> list[Train]:
-        first, vary = self.study.seeds[0], self.recipe(cell).vary
-        return [
-            self.run(cell, point, first + (k if vary != "data_seed" else 0), first + (k if vary != "train_seed" else 0))
-            for k in range(count)
-        ]
+    def members(self, cell: Cell, point: Point, count: int | None = None) -> list[Train]:
+        """Return the runs of a point's members, or `count` of them, the tuned one first: one where members are its snapshots."""
+        first, recipe = self.study.seeds[0], self.recipe(cell)
+        train, data = (recipe.vary != "data_seed"), (recipe.vary != "train_seed")  # whether the seed varies
+        count = count or (1 if recipe.vary == "snapshot" else recipe.members)
+        return [self.run(cell, point, first + k * train, first + k * data) for k in range(count)]
 
     def searched(self, cell: Cell, point: Point) -> list[Train]:
         """Return the runs whose losses are the point's objective."""
-        return self.members(cell, point) if self.recipe(cell).objective == "K" else self._members(cell, point, 1)
+        return self.members(cell, point, None if self.recipe(cell).objective == "K" else 1)
 
     def repeats(self, cell: Cell, optimum: Point) -> list[Train]:
         """Return the runs of an optimum under other seeds: its members where it has several, else the study's seeds."""

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from dataeff.errors import NotFoundError, SchemaError
 from dataeff.facts.job import Fact
-from dataeff.facts.store import JobFolder, Store, load_fact, recorded_attempts, write_atomically
+from dataeff.facts.store import JobFolder, Store, load_fact, recorded_attempts
 from dataeff.records.exchange import is_export, record_export
 from dataeff.records.imports import record_import
 from dataeff.records.ingest import (
@@ -65,10 +65,9 @@ class StudyFact(Fact):
 
     def row(self) -> dict[str, Any]:
         """Return its row of table `study`."""
-        columns = self.model_dump(mode="json", exclude={"spec"})
-        spec = self.spec.model_dump(mode="json")
-        named = {name: spec[name] for name in ("name", "question", "baseline")}
-        return {**named, **columns, "spec": spec, "imported_from": None}
+        columns = self.model_dump(mode="json")
+        named = {name: columns["spec"][name] for name in ("name", "question", "baseline")}
+        return {**named, **columns, "imported_from": None}
 
 
 def study_file(store: Store, name: str) -> Path:
@@ -77,10 +76,6 @@ def study_file(store: Store, name: str) -> Path:
 
 def study_facts(store: Store) -> list[StudyFact]:
     return [load_fact(StudyFact, path) for path in sorted((store.path / "studies").glob("*.json"))]
-
-
-def write_study(store: Store, fact: StudyFact) -> None:
-    write_atomically(study_file(store, fact.spec.name), fact.model_dump_json(indent=1))
 
 
 def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Callable[[int, int], None] | None = None) -> int:

@@ -22,7 +22,7 @@ from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, DataeffError, StudyError, StudyRunningError
 from dataeff.execution.base import Executor
 from dataeff.facts.job import Job
-from dataeff.facts.store import Store, load_fact
+from dataeff.facts.store import Store, load_fact, write_atomically
 from dataeff.records.store import Database
 from dataeff.search.studies import CellStudies, open_storage
 from dataeff.specs.study import Study
@@ -38,7 +38,6 @@ from dataeff.study.index import (
     study_file,
     study_lock,
     write_cells,
-    write_study,
 )
 from dataeff.study.keep import prune_weights
 from dataeff.study.queue import Done, GivenUp, Queue
@@ -115,7 +114,7 @@ class Launch:
         fact = StudyFact(spec=self.spec, text=text, **corpus, started_at=started, updated_at=now)
         with self.database.write(FIRST_WRITE_SECONDS) as connection:
             require_no_import(connection, name, self.study)
-            write_study(self.store, fact)
+            write_atomically(file, fact.model_dump_json(indent=1))
             index_jobs(connection, self.store)
         return index_study(self.database, fact, FIRST_WRITE_SECONDS)
 

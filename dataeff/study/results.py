@@ -57,7 +57,7 @@ class Results:
         self.failures.pop(job.id, None)
         if isinstance(job, Train):
             return self.add_run(job.id, job.model_dump(), result.val_loss)
-        self._others[job.id] = result if isinstance(result, EnsembleResult) else None
+        self.add_job(job.id, result)
         return None
 
     def add_run(self, run_id: str, spec: Mapping[str, Any], val_loss: float | None) -> str:
@@ -68,7 +68,7 @@ class Results:
         return name
 
     def add_job(self, job_id: str, result: Fact | None) -> None:
-        """Take in the result of a job that is no run; None for one that no search reads."""
+        """Take in the result of a job that is no run, None where no search reads it."""
         self._others[job_id] = result
 
     def fail(self, job_id: str, failure: Failure) -> None:
