@@ -2,14 +2,16 @@
 
 An export is one file a table, holding the rows that the study uses: runs with their curves and attempts, cells, trials,
 ensembles, samples. Weights and tokens stay where they are. An imported export is a fact: its files are copied to
-`imports/<study>/`. Importing adds what is missing and changes nothing else, so doing it again does nothing. Fits come out, for
-readers of the files, but not in: they are made again.
+`imports/<study>/`. Importing adds what is missing; of a study that was never launched here, cells become those of the export.
+Doing it again does nothing. Fits come out, for readers of the files, but not in: they are made again.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +19,9 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from dataeff.errors import InputError, NotFoundError
+from dataeff.errors import InputError, NotFoundError, SchemaError
 from dataeff.facts.store import Store
+from dataeff.records.ingest import delete_cells
 from dataeff.records.queries import literal, require_study
 from dataeff.records.store import Database
 
@@ -74,40 +77,61 @@ def export_study(database: Database, study: str, target: Path) -> dict[str, int]
 
 
 def import_study(database: Database, source: Path) -> dict[str, int]:
-    """Keep a copy of an export in folder `source`, of Parquet files, beside the database and add its rows; return the new rows
-    of each table.
+    """Keep a copy of an export (as `export_study` writes it, in any of its forms) beside the database and add its rows; return the
+    new rows of each table.
 
-    Raises `NotFoundError` when the folder holds no export, `InputError` when it is of another version of dataeff, or a study of
-    that name is recorded that asks for other runs; nothing is changed then.
+    Raises `NotFoundError` where there is no export, `InputError` when it is of another version of dataeff, or a study of that name
+    is recorded that asks for other runs; nothing is changed then.
     """
+    if source.is_file():
+        return _import_database(database, source)
     files = _files(source)
     with database.write() as connection:
         _require_columns(connection, source, files)
         name, differs = connection.execute(
             f"""SELECT name, here.spec::VARCHAR <> there.spec::VARCHAR
-                FROM {literal(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
+                FROM {_rows(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
         ).fetchone()
         if differs:
             raise InputError(
                 f"study {name} is recorded in {database.path} and asks for other runs than the one in {source}; "
                 "name another database with --database"
             )
-        folder = Store.beside(database.path).path / "imports" / name
-        if source.resolve() != folder.resolve():
+        store, names = Store.beside(database.path).path, [file.name for file in files.values()]
+        folder = store / "imports" / name
+        if filecmp.cmpfiles(source, folder, names, shallow=False)[0] != names:  # new, or other than what was imported before
             with replacing_folder(folder) as new:
                 for file in files.values():
                     shutil.copyfile(file, new / file.name)
+            if not (store / "studies" / f"{name}.json").exists():  # cells of a study launched here are what its runs make them
+                delete_cells(connection, name)
+                connection.execute("DELETE FROM study WHERE name = $1", [name])
         return record_export(connection, folder)
 
 
+def _import_database(database: Database, source: Path) -> dict[str, int]:
+    """Import every study of a DuckDB file."""
+    added: Counter[str] = Counter()
+    try:
+        with Database(source).read() as connection:
+            studies = [name for (name,) in connection.execute("SELECT name FROM study").fetchall()]
+    except SchemaError as error:
+        raise InputError(f"{source} was written by another version of dataeff; export its study again with this one") from error
+    with TemporaryDirectory() as folder:
+        for study in studies:
+            export_study(Database(source), study, Path(folder) / study)
+            added.update(import_study(database, Path(folder) / study))
+    return dict(added)
+
+
 def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
-    """Add the rows of an export; return the new rows of each table. Cells of a study that is recorded stay as they are."""
+    """Add the rows of an export; return the new rows of each table. A study that is recorded stays as it is, and so do its cells."""
     files, added = _files(folder), {}
-    recorded = connection.execute(f"SELECT 1 FROM study SEMI JOIN {literal(files['study'])} USING (name)").fetchone()
+    recorded = connection.execute(f"SELECT 1 FROM study SEMI JOIN {_rows(files['study'])} USING (name)").fetchone()
     skipped = ("study", "cell", "trial", "cell_ensemble") if recorded else ()
-    for table in (*_PARTS, *(table for table in _ROWS if table not in _PARTS)):  # parts before their whole
+    for table in dict.fromkeys((*_PARTS, *_ROWS)):  # parts before their whole
         if table in files and table not in skipped:
-            rows, whole = f"SELECT * FROM {literal(files[table])}", _PARTS.get(table)
+            rows, whole = f"SELECT * FROM {_rows(files[table])}", _PARTS.get(table)
             new = f"WHERE {whole}_id NOT IN (SELECT {whole}_id FROM {whole})" if whole else "ON CONFLICT DO NOTHING"
             (added[table],) = connection.execute(f"INSERT INTO {table} BY NAME {rows} {new}").fetchone()
     return added
@@ -115,7 +139,7 @@ def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds an export, and not rows of runs trained elsewhere."""
-    return (folder / "study.parquet").is_file()
+    return any(folder.glob("study.*"))
 
 
 @contextmanager
@@ -136,18 +160,24 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    paths = {table: folder.resolve() / f"{table}.parquet" for table in _ROWS if table != "fit"}
-    files = {table: path for table, path in paths.items() if path.is_file()}
+    paths = [folder.resolve() / f"{table}.{form}" for table in _ROWS if table != "fit" for form in ("csv", "parquet")]
+    files = {path.stem: path for path in paths if path.is_file()}
     if missing := [table for table in _REQUIRED if table not in files]:
         raise NotFoundError(
-            f"{folder} holds no export of a study: there is no {missing[0]}.parquet; `dataeff export STUDY FOLDER` makes one"
+            f"{folder} holds no export of a study: there is no {missing[0]}.parquet or .csv; `dataeff export STUDY FOLDER` makes one"
         )
     return files
 
 
+def _rows(file: Path) -> str:
+    """Return the rows of a file for SQL. Those of CSV are text until they are inserted: a guessed type makes a number of an id."""
+    options = "header = true, all_varchar = true, allow_quoted_nulls = false"
+    return f"read_csv({literal(file)}, {options})" if file.suffix == ".csv" else literal(file)
+
+
 def _require_columns(connection: duckdb.DuckDBPyConnection, source: Path, files: dict[str, Path]) -> None:
     for table, file in files.items():
-        ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, literal(file)))
+        ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, _rows(file)))
         if ours != theirs:
             raise InputError(
                 f"{source} was exported by another version of dataeff: the columns of {table} differ in "
