@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -24,11 +25,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from dataeff.data.corpora import Texts, describe, sources, split
+from dataeff.data.corpora import Texts, file_state, sources, split
 from dataeff.errors import CorpusError
 from dataeff.facts.store import Store, replacing, write_atomically
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.identity import identity
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 20  # of text that is encoded at once; the last document of a batch may exceed it
 BUILDER_VERSION = 1  # raised when the same corpus would give other files than before
@@ -48,10 +51,6 @@ class Tokens(BaseModel, frozen=True):
     validation_tokens: int
     train_bytes: int
     validation_bytes: int
-    train_documents: int  # whole documents, before they are cut into passages
-    validation_documents: int
-    duplicates_dropped: int
-    passages: int | None  # that the training documents were cut into; None where they were not
     corpus: CorpusSpec
     tokenizer: TokenizerSpec
     created_at: datetime
@@ -95,8 +94,7 @@ def build_tokens(
         store.tokens.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _is_built(folder):
-                if folder.exists():
-                    shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 _remove_unfinished(store.tokens)
                 folder.mkdir()
                 try:
@@ -138,7 +136,7 @@ def find_tokens(store: Store, fingerprint: str) -> Tokens:
 def _key(corpus: CorpusSpec, tokenizer: TokenizerSpec, directory: Path) -> str:
     files = sources(corpus, directory)
     if tokenizer.path:
-        files.append(describe(directory / Path(tokenizer.path).expanduser()))
+        files.append(file_state(directory / Path(tokenizer.path).expanduser()))
     specs = {"corpus": corpus.model_dump(exclude_defaults=True), "tokenizer": tokenizer.model_dump(exclude_defaults=True)}
     return identity({"builder": BUILDER_VERSION, "sources": files, **specs})
 
@@ -174,6 +172,9 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
     else:
         tokenizer = load(spec, directory)
     vocabulary, separator = vocabulary_size(tokenizer), separator_id(tokenizer)
+    if spec.vocabulary and vocabulary < spec.vocabulary:
+        given = f"the text gives {vocabulary} tokens, as pairs that occur once are not merged"
+        log.warning("tokenizer.vocabulary = %d: %s; models are built for those; set it to %d", spec.vocabulary, given, vocabulary)
     dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
 
     def write(file: Path, documents: Texts, encoded: int) -> int:
@@ -199,10 +200,6 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
         validation_tokens=validation_tokens,
         train_bytes=train_bytes,
         validation_bytes=validation_bytes,
-        train_documents=texts.train_documents,
-        validation_documents=len(texts.validation),
-        duplicates_dropped=texts.duplicates_dropped,
-        passages=texts.passages,
         corpus=corpus,
         tokenizer=spec,
         created_at=datetime.now(UTC),

@@ -77,17 +77,20 @@ def export_study(database: Database, study: str, target: Path) -> dict[str, int]
 
 
 def import_study(database: Database, source: Path) -> dict[str, int]:
-    """Keep a copy of an export (as `export_study` writes it, in any of its forms) beside the database and add its rows; return the
-    new rows of each table.
+    """Keep a copy of an export, of whichever form, beside the database and add its rows; return the new rows of each table.
 
-    Raises `NotFoundError` where there is no export, `InputError` when it is of another version of dataeff, or a study of that name
-    is recorded that asks for other runs; nothing is changed then.
+    Raises `NotFoundError` where there is no export, `InputError` when it is of another version of dataeff, or a study of its
+    name is recorded that asks for other runs; nothing is changed then.
     """
     if source.is_file():
         return _import_database(database, source)
     files = _files(source)
     with database.write() as connection:
-        _require_columns(connection, source, files)
+        for table, file in files.items():
+            ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, _rows(file)))
+            if ours != theirs:
+                differ = f"the columns of {table} differ in {', '.join(sorted(ours ^ theirs))}"
+                raise InputError(f"{source} was exported by another version of dataeff: {differ}; export it again with this one")
         name, differs = connection.execute(
             f"""SELECT name, here.spec::VARCHAR <> there.spec::VARCHAR
                 FROM {_rows(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
@@ -113,24 +116,21 @@ def _import_database(database: Database, source: Path) -> dict[str, int]:
     """Import every study of a DuckDB file."""
     added: Counter[str] = Counter()
     try:
-        with Database(source).read() as connection:
-            studies = [name for (name,) in connection.execute("SELECT name FROM study").fetchall()]
+        with Database(source).read() as connection, TemporaryDirectory() as folder:
+            for (study,) in connection.execute("SELECT name FROM study").fetchall():
+                export_study(Database(source), study, Path(folder) / study)
+                added.update(import_study(database, Path(folder) / study))
     except SchemaError as error:
         raise InputError(f"{source} was written by another version of dataeff; export its study again with this one") from error
-    with TemporaryDirectory() as folder:
-        for study in studies:
-            export_study(Database(source), study, Path(folder) / study)
-            added.update(import_study(database, Path(folder) / study))
     return dict(added)
 
 
 def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
-    """Add the rows of an export; return the new rows of each table. A study that is recorded stays as it is, and so do its cells."""
+    """Add the rows of an export; return the new rows of each table. A study that is recorded keeps its cells."""
     files, added = _files(folder), {}
     recorded = connection.execute(f"SELECT 1 FROM study SEMI JOIN {_rows(files['study'])} USING (name)").fetchone()
-    skipped = ("study", "cell", "trial", "cell_ensemble") if recorded else ()
     for table in dict.fromkeys((*_PARTS, *_ROWS)):  # parts before their whole
-        if table in files and table not in skipped:
+        if table in files and not (recorded and table in ("study", "cell", "trial", "cell_ensemble")):
             rows, whole = f"SELECT * FROM {_rows(files[table])}", _PARTS.get(table)
             new = f"WHERE {whole}_id NOT IN (SELECT {whole}_id FROM {whole})" if whole else "ON CONFLICT DO NOTHING"
             (added[table],) = connection.execute(f"INSERT INTO {table} BY NAME {rows} {new}").fetchone()
@@ -140,6 +140,21 @@ def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
 def is_export(folder: Path) -> bool:
     """Whether a folder holds an export, and not rows of runs trained elsewhere."""
     return any(folder.glob("study.*"))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    paths = [folder.resolve() / f"{table}.{form}" for table in _ROWS if table != "fit" for form in ("csv", "parquet")]
+    files = {path.stem: path for path in paths if path.is_file()}
+    if missing := [table for table in _REQUIRED if table not in files]:
+        lacks = f"there is no {missing[0]}.parquet and no {missing[0]}.csv"
+        raise NotFoundError(f"{folder} holds no export of a study: {lacks}; `dataeff export STUDY FOLDER` makes one")
+    return files
+
+
+def _rows(file: Path) -> str:
+    """Return the rows of a file for SQL. CSV is text until it is inserted: guessed types would make numbers of ids."""
+    options = "header = true, all_varchar = true, allow_quoted_nulls = false"
+    return f"read_csv({literal(file)}, {options})" if file.suffix == ".csv" else literal(file)
 
 
 @contextmanager
@@ -157,29 +172,3 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    paths = [folder.resolve() / f"{table}.{form}" for table in _ROWS if table != "fit" for form in ("csv", "parquet")]
-    files = {path.stem: path for path in paths if path.is_file()}
-    if missing := [table for table in _REQUIRED if table not in files]:
-        raise NotFoundError(
-            f"{folder} holds no export of a study: there is no {missing[0]}.parquet or .csv; `dataeff export STUDY FOLDER` makes one"
-        )
-    return files
-
-
-def _rows(file: Path) -> str:
-    """Return the rows of a file for SQL. Those of CSV are text until they are inserted: a guessed type makes a number of an id."""
-    options = "header = true, all_varchar = true, allow_quoted_nulls = false"
-    return f"read_csv({literal(file)}, {options})" if file.suffix == ".csv" else literal(file)
-
-
-def _require_columns(connection: duckdb.DuckDBPyConnection, source: Path, files: dict[str, Path]) -> None:
-    for table, file in files.items():
-        ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, _rows(file)))
-        if ours != theirs:
-            raise InputError(
-                f"{source} was exported by another version of dataeff: the columns of {table} differ in "
-                f"{', '.join(sorted(ours ^ theirs))}; export it again with this version"
-            )

@@ -18,7 +18,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -66,7 +66,10 @@ Mistake = tuple[int, str]  # number of the row, what is wrong with it
 @dataclass(frozen=True)
 class Import:
     """What a study takes from a source. `columns` gives for a column of `run`, or recipe, size and members, one of the source or
-    SQL over those; `ignored` may hold patterns with *; `where` is a SQL condition on the source's columns."""
+    SQL over those; `ignored` may hold patterns with *; `where` is a SQL condition on the source's columns.
+
+    As the content of `import.json` it says where and when too, and `columns` is SQL for every column of `run` that is filled.
+    """
 
     study: str
     columns: dict[str, str] = field(default_factory=dict)
@@ -75,14 +78,8 @@ class Import:
     baseline: str | None = None
     limits: dict[str, str] = field(default_factory=dict)
     question: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportFact(Import):
-    """The content of `import.json`; here `columns` gives SQL for every column of `run` that the source fills."""
-
-    source: str
-    imported_at: datetime
+    source: str = ""
+    imported_at: datetime | None = None
 
 
 class _Cell(BaseModel):
@@ -109,8 +106,8 @@ def import_runs(database: Database, source: Source, request: Import) -> dict[str
         raise InputError(f"--study {request.study}: a study's name is made of letters, digits, '.', '_' and '-'; choose another")
     rows = source.connection
     columns = [name for name, *_ in rows.execute("DESCRIBE unfiltered").fetchall() if name != ROW]
-    mapping = _mapping(source.name, request, columns)
-    fact = ImportFact(**asdict(request) | {"columns": mapping}, source=source.name, imported_at=datetime.now(UTC))
+    fact = replace(request, source=source.name, imported_at=datetime.now(UTC))
+    fact = replace(fact, columns=_mapping(fact, columns))
     try:
         query(rows, f"CREATE OR REPLACE TABLE source AS FROM unfiltered WHERE (\n{request.where}\n) ORDER BY {ROW}")
         runs, _ = _runs(rows, fact)
@@ -138,19 +135,19 @@ def record_import(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     recorded = connection.execute("SELECT updated_at FROM study WHERE name = $1", [fact.study]).fetchone()
     if recorded != (fact.imported_at,):
         delete_cells(connection, fact.study)
-        _record_study(connection, fact, list(dict.fromkeys(run["recipe"] for run in runs)))
+        record_study(connection, _study_row(fact, list(dict.fromkeys(run["recipe"] for run in runs))))
         record_cells(connection, [cell for cell, _ in cells], [trial for _, trials in cells for trial in trials])
     return {"new runs": new, "runs already there": len(runs) - new, "cells": len(cells), **left_out}
 
 
-def _record_study(connection: duckdb.DuckDBPyConnection, fact: ImportFact, recipes: Sequence[str]) -> None:
+def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
     limits = {recipe: {"limit": fact.limits.get(recipe, "best")} for recipe in recipes}
     spec = {"recipes": limits, "columns": fact.columns, "ignored": fact.ignored, "where": fact.where}
     question = fact.question or f"What do the runs of {fact.source} show?"
     row = {"name": fact.study, "question": question, "baseline": fact.baseline, "imported_from": fact.source}
-    unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
     times = {"started_at": fact.imported_at, "updated_at": fact.imported_at}
-    record_study(connection, {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec})
+    unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
+    return {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec}
 
 
 def _require_no_declared_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
@@ -161,7 +158,7 @@ def _require_no_declared_study(connection: duckdb.DuckDBPyConnection, study: str
         )
 
 
-def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: ImportFact) -> None:
+def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: Import) -> None:
     """Write an import's folder in place of an earlier one; an earlier one of the same content stays."""
     with replacing_folder(folder) as new:
         rows = new / "rows.parquet"
@@ -170,13 +167,13 @@ def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: ImportF
             earlier, _ = _read_folder(folder)
             if replace(fact, imported_at=earlier.imported_at) == earlier and filecmp.cmp(rows, folder / rows.name, shallow=False):
                 fact = earlier
-        (new / "import.json").write_bytes(TypeAdapter(ImportFact).dump_json(fact, indent=1))
+        (new / "import.json").write_bytes(TypeAdapter(Import).dump_json(fact, indent=1))
 
 
-def _read_folder(folder: Path) -> tuple[ImportFact, duckdb.DuckDBPyConnection]:
+def _read_folder(folder: Path) -> tuple[Import, duckdb.DuckDBPyConnection]:
     """Return an import and a connection whose table `source` has its rows."""
     try:
-        fact = TypeAdapter(ImportFact).validate_json((folder / "import.json").read_bytes())
+        fact = TypeAdapter(Import).validate_json((folder / "import.json").read_bytes())
         return fact, connect_to("source", f"FROM {literal(folder / 'rows.parquet')}")
     except (OSError, ValidationError, QueryError) as error:
         raise InputError(f"{folder} cannot be read as an import: {error}; remove it and import {folder.name} again") from error
@@ -196,21 +193,23 @@ def _row_type() -> type[BaseModel]:
     return create_model("Row", __base__=_Cell, **fields)
 
 
-def _mapping(source: str, request: Import, columns: Sequence[str]) -> dict[str, str]:
+def _mapping(request: Import, columns: Sequence[str]) -> dict[str, str]:
     """Return the SQL of each target. Raises unless every column has a place and every required target a column."""
-    targets = _row_type().model_fields
+    source, targets = request.source, _row_type().model_fields
     for name, text in request.columns.items():
         if name not in targets:
             raise InputError(f"--map {name}={text}: no such column of run; {nearest(name, targets)}")
-    for pattern in request.ignored:
-        if not any(_matches(name, pattern) for name in columns):
+    ignored: set[str] = set()
+    for pattern in (*BOOKKEEPING, *request.ignored):  # a name such as "loss [nats]" is no pattern of itself
+        matching = {name for name in columns if name == pattern or fnmatchcase(name, pattern)}
+        if not matching and pattern in request.ignored:
             raise InputError(f"--ignore {pattern}: {source} has no such column; {nearest(pattern, columns)}")
+        ignored |= matching
     by_name = {name.lower(): name for name in columns if name not in request.ignored}
     chosen = {name: by_name[name] for name in targets if name in by_name} | request.columns
-    free = sorted((name for name in targets if name not in chosen), key=lambda name: name not in REQUIRED)
-    missing = [name for name in REQUIRED if name in free]
-    ignored = (*BOOKKEEPING, *request.ignored)
-    unused = [name for name in columns if not _used(name, chosen, columns) and not any(_matches(name, p) for p in ignored)]
+    missing = [name for name in REQUIRED if name not in chosen]
+    free = [*missing, *(name for name in targets if name not in chosen)]
+    unused = [name for name in columns if name not in ignored and not _used(name, chosen, columns)]
     lines = [f"  {name}: {_suggestion(name, missing, free)}" for name in unused]
     if lines:
         lines.insert(0, f"{source} has columns that no column of run is named as; map each, or ignore it:")
@@ -221,10 +220,6 @@ def _mapping(source: str, request: Import, columns: Sequence[str]) -> dict[str, 
         raise InputError("\n".join([*lines, f"Columns to map to: {', '.join(targets)}. Nothing was imported."]))
     quoted = {column: '"' + column.replace('"', '""') + '"' for column in columns}
     return {name: quoted.get(text, text) for name, text in chosen.items()}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)  # a name such as "loss [nats]" is no pattern of itself
 
 
 def _used(name: str, chosen: Mapping[str, str], columns: Sequence[str]) -> bool:
@@ -240,7 +235,7 @@ def _suggestion(name: str, missing: Sequence[str], free: Sequence[str]) -> str:
     return "".join(f"--map {shlex.quote(f'{target}={name}')}, or " for target in similar) + f"--ignore {shlex.quote(name)}"
 
 
-def _check_options(fact: ImportFact, recipes: Sequence[str]) -> None:
+def _check_options(fact: Import, recipes: Sequence[str]) -> None:
     for option, names in (("--baseline", [fact.baseline] if fact.baseline else []), ("--limit", fact.limits)):
         if unknown := [name for name in names if name not in recipes]:
             raise InputError(f"{option} {unknown[0]}: {fact.source} has no such recipe; {nearest(unknown[0], recipes)}")
@@ -248,7 +243,7 @@ def _check_options(fact: ImportFact, recipes: Sequence[str]) -> None:
         raise InputError(f"--limit {wrong[0]}: a limit of single models is 'best' (over sizes) or 'N' (the asymptote in N)")
 
 
-def _runs(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _runs(source: duckdb.DuckDBPyConnection, fact: Import) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the rows of table `source` as rows of `run` with `NOT_OF_RUN`, and how many were left out, by reason.
 
     Raises `InputError`, which names the rows that cannot be runs.
@@ -271,7 +266,7 @@ def _runs(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> tuple[list[dic
     return runs, left_out
 
 
-def _mapped(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> list[dict[str, Any]]:
+def _mapped(source: duckdb.DuckDBPyConnection, fact: Import) -> list[dict[str, Any]]:
     """Return the mapped columns of each row, its `row` number, `status` in lower case, the `reason` it diverged, and `SPEC`."""
     status = f"coalesce(lower(CAST({fact.columns.get('status', 'NULL')} AS VARCHAR)), '')"
     loss = f"lower(CAST({fact.columns['val_loss']} AS VARCHAR))"
@@ -282,7 +277,7 @@ def _mapped(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> list[dict[st
     return records(source, f"SELECT {selected}, {SPEC} FROM source AS {SPEC} ORDER BY {ROW}")
 
 
-def _typed(rows: Sequence[Mapping[str, Any]], fact: ImportFact) -> list[dict[str, Any]]:
+def _typed(rows: Sequence[Mapping[str, Any]], fact: Import) -> list[dict[str, Any]]:
     """Return the values of each row by the types of their columns; a run that diverged has no loss."""
     values = [{name: value for name, value in row.items() if name != "val_loss" or not row["reason"]} for row in rows]
     try:
@@ -297,7 +292,7 @@ def _typed(rows: Sequence[Mapping[str, Any]], fact: ImportFact) -> list[dict[str
         raise _refusal(fact, mistakes) from error
 
 
-def _refusal(fact: ImportFact, mistakes: list[Mistake]) -> InputError:
+def _refusal(fact: Import, mistakes: list[Mistake]) -> InputError:
     lines = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
     lines += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
     advice = "correct them, or leave them out with --where. Nothing was imported"
@@ -322,7 +317,7 @@ def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[Mistake]:
                 yield row, f"{name} is {run[name]!r} and in row {other['row']} {other[name]!r}: a point of {cell} {rule}"
 
 
-def _cells(runs: Sequence[dict[str, Any]], fact: ImportFact) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each row of `cell` with its rows of `trial`. The first run at a point is the search's, others its replicates."""
     grids = {
         recipe: {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
