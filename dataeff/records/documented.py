@@ -43,11 +43,8 @@ def meanings() -> dict[tuple[str, str], str]:
 @cache
 def units() -> dict[str, str]:
     """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
-    units: dict[str, str] = {}
-    for (_, column), meaning in meanings().items():
-        if unit := re.search(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)", meaning):
-            units.setdefault(column, unit[1])
-    return units
+    unit = re.compile(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)")
+    return {column: found[1] for (_, column), text in reversed(meanings().items()) if (found := unit.search(text))}
 
 
 @cache

@@ -35,7 +35,7 @@ from dataeff.facts.store import Store
 from dataeff.records.exchange import replacing_folder
 from dataeff.records.ingest import delete_cells, record_cells, record_runs, record_study
 from dataeff.records.queries import literal, query, records
-from dataeff.records.sources import ROW, Source, connect_to
+from dataeff.records.sources import ROW, RowsOfRuns, connect_to
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import certificate, certificate_columns
 from dataeff.specs.grid import Grid
@@ -96,7 +96,7 @@ class _Cell(BaseModel):
     val_loss: Annotated[float, Field(ge=0)] = None  # may be left out, as of a run that diverged, and not be NULL
 
 
-def import_runs(database: Database, source: Source, request: Import) -> dict[str, int]:
+def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict[str, int]:
     """Write the source's rows to `imports/<study>/` beside the database and record them; return how many rows became what.
 
     Raises `InputError`, naming columns or rows, for what cannot be a run, and when a study of that name was declared here;

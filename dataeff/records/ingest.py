@@ -8,6 +8,7 @@ Nothing here reads weights or decides what is trained.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -54,26 +55,24 @@ def record_jobs(
     connection: duckdb.DuckDBPyConnection, jobs: Iterable[tuple[Job, Fact]], corpus_names: Mapping[str, str] | None = None
 ) -> int:
     """Record results; return how many are new. `corpus_names` gives a name for a corpus' fingerprint."""
-    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = defaultdict(dict)
     for job, result in jobs:
         rows = job.rows(result)
-        by_table.setdefault(next(iter(rows)), {})[job.id] = rows
-    count = 0
+        by_table[next(iter(rows))][job.id] = rows
+    new: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for main, by_id in by_table.items():
         key = JOB_TABLES[main]
-        text = f"SELECT {key} FROM {main} WHERE list_contains($1, {key})"
-        recorded = {job_id for (job_id,) in connection.execute(text, [list(by_id)]).fetchall()}
-        new = [rows for job_id, rows in by_id.items() if job_id not in recorded]
-        count += len(new)
-        for row in (row for rows in new for row in rows.get("run", ())):
-            row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
-        for table in dict.fromkeys(table for rows in new for table in rows):
-            rows = [row for rows in new for row in rows.get(table, ())]
-            if table == "curve":
-                connection.execute(_CURVES, {"rows": _to_json(rows)})
-            else:
-                _insert(connection, table, rows)
-    return count
+        recorded = connection.execute(f"SELECT {key} FROM {main} WHERE list_contains($1, {key})", [list(by_id)]).fetchall()
+        for job_rows in (rows for job_id, rows in by_id.items() if (job_id,) not in recorded):
+            for table, rows in job_rows.items():
+                new[table] += rows
+    for row in new["run"]:
+        row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
+    if curves := new.pop("curve", None):
+        connection.execute(_CURVES, {"rows": _to_json(curves)})
+    for table, rows in new.items():
+        _insert(connection, table, rows)
+    return sum(len(new[main]) for main in by_table)
 
 
 def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:
@@ -116,10 +115,8 @@ def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Row
         return
     for table, key, uses in (("trial", "run_id", list(trials)), ("cell_ensemble", "ensemble_id", list(ensembles))):
         used = [f"{row['cell_id']} {row[key]}" for row in uses]
-        connection.execute(
-            f"DELETE FROM {table} WHERE list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})",
-            [ids, used],
-        )
+        unused = f"list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})"
+        connection.execute(f"DELETE FROM {table} WHERE {unused}", [ids, used])
         _insert(connection, table, uses, _replacing(f"cell_id, {key}", uses[0]) if uses else "")
     columns = [{name: value for name, value in row.items() if name != "search_ended"} for row in rows]
     _insert(connection, "cell", columns, _replacing("cell_id", columns[0]))
