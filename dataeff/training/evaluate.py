@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataeff.errors import InputError, Preempted
+from dataeff.errors import Preempted
 from dataeff.specs.recipe import Averaging
 from dataeff.training.device import in_batches
 from dataeff.training.model import Decoder
@@ -78,10 +78,8 @@ def ensemble_losses(
 
     "logits": the cross-entropy of softmax(mean of logits). "probabilities": -log(mean of the members' probabilities of the
     target). "weights": of one model with the mean of the members' weights ("model soup", arXiv 2203.05482), for the first
-    1, 2, ... K members where all have one architecture. `should_stop` is asked between batches. Raises `InputError` (members
-    that do not fit together), `Preempted`.
+    1, 2, ... K members where all have one architecture. `should_stop` is asked between batches; then `Preempted` is raised.
     """
-    _require_fit(members, sequences)
     count, length = sequences.shape
     subsets = subset_orders(len(members))
     device = members[0].lm_head.weight.device
@@ -104,19 +102,6 @@ def ensemble_losses(
         soups = _soup_losses(members, tokens, precision, pause)
         losses += [("weights", tuple(range(k)), loss) for k, loss in enumerate(soups, start=1)]
     return [(averaging, tuple(sorted(s)), loss if math.isfinite(loss) else None) for averaging, s, loss in losses]
-
-
-def _require_fit(members: list[Decoder], sequences: np.ndarray) -> None:
-    """Raise `InputError` unless all members predict the same tokens and can read these sequences."""
-    vocabularies = [member.spec.vocabulary for member in members]
-    if len(set(vocabularies)) > 1:
-        raise InputError(f"members have vocabularies {vocabularies}: logits are averaged token by token; use members of one")
-    context = min(member.spec.context_length for member in members)
-    if sequences.shape[1] > context:
-        raise InputError(
-            f"validation sequences of shape {sequences.shape}: the members read at most {context} tokens; give the "
-            f"sequences they were validated on"
-        )
 
 
 def _batch_losses(members: list[Decoder], tokens: Tensor, subsets: list[Subset]) -> Tensor:

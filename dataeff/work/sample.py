@@ -23,7 +23,6 @@ from dataeff.errors import CorpusError, InputError, Preempted
 from dataeff.facts.job import Context, Fact, Job, Progress
 from dataeff.facts.store import JobFolder, Store, load_fact, write_atomically
 from dataeff.specs.identity import identity
-from dataeff.specs.run import ModelSpec, RunSpec
 from dataeff.specs.spec import Input
 
 if TYPE_CHECKING:
@@ -71,9 +70,12 @@ class Sample(Job):
         """Draw the batches that an earlier attempt has not left in the checkpoint; write all to tokens.bin: (sequences,
         context_length) in little-endian uint16 or, above 65,536 tokens of vocabulary, uint32.
         """
+        from dataeff.training.checkpoint import common_model
         from dataeff.training.device import describe_device, pick_device
 
-        model, device = self._model(store), pick_device(context.device)
+        model, device = common_model(store, self.members), pick_device(context.device)
+        if self.separator >= model.vocabulary:
+            raise InputError(f"separator {self.separator} is not in the vocabulary; valid: 0 to {model.vocabulary - 1}")
         tokens = np.empty((self.sequences, model.context_length), "<u2" if model.vocabulary <= 1 << 16 else "<u4")
         totals = np.zeros(3)
         for rows, batch in self._batches(folder, store, context, device, tokens.dtype):
@@ -95,19 +97,6 @@ class Sample(Job):
             wall_seconds=seconds,
             device=describe_device(device),
         )
-
-    def _model(self, store: Store) -> ModelSpec:
-        """Return the model of the first member, once all are known to read and write the same tokens."""
-        models = [load_fact(RunSpec, store.run(member.id).spec).model for member in self.members]
-        vocabularies, contexts = ({getattr(model, name) for model in models} for name in ("vocabulary", "context_length"))
-        if len(vocabularies) > 1 or len(contexts) > 1:
-            raise InputError(
-                f"members of sample {self.id} have vocabularies of {vocabularies} and contexts of {contexts} tokens; sample from "
-                "members that have the same"
-            )
-        if self.separator >= models[0].vocabulary:
-            raise InputError(f"separator {self.separator} is not in the vocabulary; valid: 0 to {models[0].vocabulary - 1}")
-        return models[0]
 
     def _batches(
         self, folder: JobFolder, store: Store, context: Context, device: torch.device, dtype: np.dtype

@@ -37,13 +37,14 @@ class Train(RunSpec, Job):
         return f"run {self.id} diverged: {result.reason}" if result.status == "diverged" else None
 
     def run(self, folder: JobFolder, store: Store, context: Context) -> RunResult:
-        from dataeff.training.checkpoint import load_member
+        from dataeff.training.checkpoint import common_model, load_member
         from dataeff.training.device import pick_device
         from dataeff.training.trainer import train
 
-        device = pick_device(context.device)
+        device, teachers = pick_device(context.device), self.teacher_logits.members if self.teacher_logits else []
+        if teachers:
+            common_model(store, teachers, self.model)
         tokens = find_tokens(store, self.corpus)
-        teachers = self.teacher_logits.members if self.teacher_logits else []
         return train(
             self,
             folder,
