@@ -40,6 +40,7 @@ from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import certificate, certificate_columns
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json, identity
+from dataeff.specs.study import NAME, NAME_RULE
 
 REQUIRED = ("recipe", "seed_tokens", "parameters_total", "val_loss")
 AXES = ("lr", "weight_decay", "epochs")
@@ -102,8 +103,8 @@ def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict
     Raises `InputError`, naming columns or rows, for what cannot be a run, and when a study of that name was declared here;
     `QueryError` for SQL that DuckDB refuses. Nothing is changed then, on disk or in the database.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.study):
-        raise InputError(f"--study {request.study}: a study's name is made of letters, digits, '.', '_' and '-'; choose another")
+    if not NAME.fullmatch(request.study):
+        raise InputError(f"--study {request.study}: {NAME_RULE}; choose another")
     rows = source.connection
     columns = [name for name, *_ in rows.execute("DESCRIBE unfiltered").fetchall() if name != ROW]
     fact = replace(request, source=source.name, imported_at=datetime.now(UTC))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
+from pydantic_core import to_json
 
 from dataeff.errors import InputError
 from dataeff.facts.job import Attempt, Fact, Job, job_class
@@ -148,13 +148,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mappin
 
 
 def _to_json(rows: Rows) -> str:
-    return json.dumps(list(rows), default=_json, allow_nan=False)
-
-
-def _json(value: object) -> object:
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot become a column")
+    return to_json(list(rows)).decode()
 
 
 def _replacing(keys: str, row: Mapping[str, Any]) -> str:

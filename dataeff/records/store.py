@@ -192,16 +192,15 @@ def schema_version() -> str:
 def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
     """Return whether the file has the schema of this version; False for an empty file. Raises for any other."""
     tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary").fetchall()}
-    if {"schema", "run"} <= tables:
-        if connection.execute("SELECT version FROM schema").fetchall() == [(schema_version(),)]:
-            return True
-    elif not tables:
+    if not tables:
         return False
-    elif "schema_migration" not in tables:
+    if "run" not in tables:
         lacks = f"it has tables ({', '.join(sorted(tables)[:5])}) and no schema of dataeff; name another file with --database"
         raise DatabaseError(f"{path} is a DuckDB file but not a dataeff database: {lacks}")
-    remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
-    raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
+    if "schema" not in tables or connection.execute("SELECT version FROM schema").fetchall() != [(schema_version(),)]:
+        remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
+        raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
+    return True
 
 
 def _create_schema(connection: duckdb.DuckDBPyConnection) -> None:

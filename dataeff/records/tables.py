@@ -1,14 +1,13 @@
 """The schema: every table once, as a SQLModel class. A class's docstring says what a row is, a field's description what its
 column means, with its unit in parentheses.
 
-From here come the statements that create tables and comments, the tables' section of `db/README.md` (written by
-`python -m dataeff.records.tables`), and the rows of `Database.session()`. Columns are BIGINT, DOUBLE and TIMESTAMPTZ; there are
-no foreign keys, for rows arrive in any order. SQLModel is slow to import: what only asks a query does not import this module.
+From here come the statements that create tables and comments, the tables' section of `db/README.md` (`docs/tables.py` writes
+it), and the rows of `Database.session()`. Columns are BIGINT, DOUBLE and TIMESTAMPTZ; there are no foreign keys, for rows arrive
+in any order. SQLModel is slow to import: what only asks a query does not import this module.
 """
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -17,9 +16,6 @@ from sqlalchemy import ARRAY, JSON, BigInteger, CheckConstraint, Double, Float, 
 from sqlalchemy.schema import CreateTable, SetColumnComment, SetTableComment
 from sqlmodel import Field, SQLModel
 
-from dataeff.share import shared_folder
-
-README_SECTION = re.compile(r"(?<=<!-- tables -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
 TEXTS, INDICES, POINTS = ARRAY(String), ARRAY(Integer), ARRAY(Integer, dimensions=2)
 
 
@@ -338,18 +334,3 @@ def statements() -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).replace("`", "")
-
-
-def with_tables(readme: str) -> str:
-    """Return the text of `db/README.md` with the section between its two markers made anew."""
-    sections = []
-    for table in Table.__subclasses__():
-        rows = [f"| `{name}` | {field.description} |\n" for name, field in table.model_fields.items()]
-        about = " ".join(table.__doc__.split())
-        sections.append(f"### `{table.__tablename__}`\n\n{about}\n\n| column | meaning |\n|---|---|\n{''.join(rows)}\n")
-    return README_SECTION.sub(lambda _: "\n" + "".join(sections), readme)
-
-
-if __name__ == "__main__":
-    file = shared_folder("db") / "README.md"
-    file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -64,12 +64,9 @@ class Grid:
     @property
     def quarters(self) -> list[Point]:
         """The middles of the grid's halves, axis after axis: further points to start a search from."""
-        middle = self.middle
-        return [
-            (*middle[:axis], round((length - 1) * share), *middle[axis + 1 :])
-            for axis, length in enumerate(self.shape)
-            for share in (0.25, 0.75)
-        ]
+        middle, axes = self.middle, enumerate(self.shape)
+        ends = [(axis, round((length - 1) * share)) for axis, length in axes for share in (0.25, 0.75)]
+        return [(*middle[:axis], index, *middle[axis + 1 :]) for axis, index in ends]
 
     def values(self, point: Point) -> dict[str, float]:
         """Return the value of each axis at `point`."""
@@ -90,9 +87,8 @@ class Grid:
         )
 
     def __contains__(self, point: object) -> bool:
-        if not isinstance(point, tuple) or len(point) != len(self.shape):
-            return False
-        return all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
+        here = isinstance(point, tuple) and len(point) == len(self.shape)
+        return here and all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
 
     def step(self, point: Point, axis: int, by: int) -> Point | None:
         """Return the point `by` steps along `axis`, or None beyond the edge."""

@@ -7,6 +7,7 @@ neighbouring cell ended; an axis that a recipe does not tune is fixed, or follow
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
@@ -28,6 +29,8 @@ from dataeff.specs.run import PRESETS, TRAINER_VERSION, ModelSpec, RunSpec, Size
 from dataeff.specs.spec import Spec
 
 SHARED_TRAINING = ("context_length", "rope_theta", "validation_sequences", "precision")  # by all recipes of a study
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it is a part of file names, links and commands
+NAME_RULE = "a study's name is made of the letters A to Z, digits, '.', '_' and '-'"
 
 
 def _preset(value: object) -> object:
@@ -38,11 +41,23 @@ def _preset(value: object) -> object:
     return value
 
 
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f'{NAME_RULE}; rename the file, or write another into it: name = "mine"')
+    return name
+
+
 def _require(names: Iterable[str], valid: Collection[str], where: str, rule: str) -> None:
     """Raise `ValueError` for the first of `names` that is not valid."""
     for name in names:
         if name not in valid:
             raise ValueError(f"{where}: '{name}' is {rule}; {nearest(name, valid)}")
+
+
+def _first(error: ValidationError, model: type[Spec]) -> tuple[str, str]:
+    """Return key and rule of the first mistake that pydantic found in a `model`."""
+    problem = error.errors()[0]
+    return ".".join(map(str, problem["loc"])), rule(problem, model)
 
 
 class Resources(Spec):
@@ -58,7 +73,7 @@ class Resources(Spec):
 class StudySpec(Spec):
     """A question and all that is needed to answer it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_named)]
     question: str = Field(min_length=1)
     seed_tokens: list[int] = Field(min_length=1, description="budgets D, rising")
     sizes: list[Annotated[SizeSpec, BeforeValidator(_preset)]] = Field(min_length=1, description="presets or tables, rising")
@@ -151,25 +166,23 @@ class StudySpec(Spec):
 
     def _check_runs(self, name: str) -> None:
         """Raise `ValueError` for what a run refuses: each axis takes all its values while the others are at either end."""
-        recipe, model = self.recipes[name], self.model(self.sizes[0], vocabulary=2)
-        axes = dict(self.grid_of(name).axes)
+        recipe, axes = self.recipes[name], dict(self.grid_of(name).axes)
         for axis in recipe.change:
             axes[axis] += tuple(changed(axis, value, recipe.change) for value in self.grid[axis])
-        training = self.training_of(name).model_dump(exclude={"context_length", "rope_theta"})
+        shared = self.training_of(name).model_dump(exclude={"context_length", "rope_theta"})
+        shared |= {"trainer_version": TRAINER_VERSION, "corpus": "any", "model": self.model(self.sizes[0], vocabulary=2)}
         for end, seed_tokens, axis in product((0, -1), self.seed_tokens, axes):
             for value in axes[axis]:
                 point = {other: values[end] for other, values in axes.items()} | {axis: value}
-                fields = {key: int(v) if key in WHOLE_AXES and v == int(v) else v for key, v in point.items()}
-                fields |= {"trainer_version": TRAINER_VERSION, "corpus": "any", "model": model, "seed_tokens": seed_tokens}
+                whole = {key: int(point[key]) for key in WHOLE_AXES if key in point and point[key] == int(point[key])}
                 try:
-                    RunSpec(**training | fields)
+                    RunSpec(**shared | point | whole, seed_tokens=seed_tokens)
                 except ValidationError as error:
-                    problem = error.errors()[0]
-                    key = ".".join(map(str, problem["loc"])) or f"recipes.{name}"
+                    key, problem = _first(error, RunSpec)
                     if key in axes:
                         table = next((f"recipes.{name}.{t}" for t in ("fixed", "change") if key in getattr(recipe, t)), "grid")
                         key = f"{table}.{key} = {point[key]:g}"
-                    raise ValueError(f"{key}: {rule(problem, RunSpec)}") from None
+                    raise ValueError(f"{key or f'recipes.{name}'}: {problem}") from None
 
     def _recipe_order(self) -> list[str]:
         """Recipe names, each after its base and its teacher. Raises ValueError on a circle."""
@@ -202,8 +215,8 @@ class StudySpec(Spec):
         try:
             return StudyTraining.model_validate({**self.training.model_dump(), **own})
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise ValueError(".".join([where, *problem["loc"]]) + f": {rule(problem, StudyTraining)}") from None
+            key, problem = _first(error, StudyTraining)
+            raise ValueError(f"{where}.{key}: {problem}") from None
 
     def grid_of(self, recipe: str) -> Grid:
         """Return the grid a recipe is tuned on, with one value of what is fixed, and one in the middle of what follows a base."""
@@ -219,17 +232,18 @@ class StudySpec(Spec):
         """Every cell, each after the cells whose optimum it starts from."""
         cells = []
         for recipe in self._recipe_order():
-            grid, chosen, sizes = self.grid_of(recipe), self.recipe(recipe), list(self.sizes_of(recipe))
+            grid, chosen, sizes = self.grid_of(recipe), self.recipe(recipe), self.sizes_of(recipe)
+            before = chosen.start == "neighbour" and grid.size > 1
             for (d, seed_tokens), (n, size) in product(enumerate(self.seed_tokens), enumerate(sizes)):
                 neighbour = base = teacher = None
-                if chosen.start == "neighbour" and grid.size > 1 and (n or d):
-                    at = (seed_tokens, sizes[n - 1]) if n else (self.seed_tokens[d - 1], size)
+                if before and (n or d):
+                    at = (seed_tokens, list(sizes)[n - 1]) if n else (self.seed_tokens[d - 1], size)
                     neighbour = cell_id(self.name, recipe, *at)
                 if chosen.base:
                     base = cell_id(self.name, chosen.base, seed_tokens, size)
                 if chosen.teacher:
                     teacher = cell_id(self.name, chosen.teacher.recipe, seed_tokens, chosen.teacher.size or size)
-                cells.append(Cell(self.name, recipe, seed_tokens, self.sizes_of(recipe)[size], grid, neighbour, base, teacher))
+                cells.append(Cell(self.name, recipe, seed_tokens, sizes[size], grid, neighbour, base, teacher))
         return cells
 
     def model(self, size: SizeSpec, vocabulary: int) -> ModelSpec:

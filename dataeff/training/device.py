@@ -25,15 +25,8 @@ Result = TypeVar("Result")
 
 # Dense bfloat16 peak in FLOPs a second, by a part of the device's name; the first that fits counts.
 # Data sheets, without sparsity: nvidia.com/en-us/data-center/{h100,h200,a100,dgx-b200}.
-PEAK_BFLOAT16_FLOPS: dict[str, float] = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-}
+PEAK_BFLOAT16_FLOPS = {"GB200": 2500e12, "B200": 2250e12, "H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12}
+PEAK_BFLOAT16_FLOPS |= {"H100": 989.4e12, "A100": 312e12}
 
 
 def pick_device(device: str) -> torch.device:
