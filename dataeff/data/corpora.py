@@ -42,8 +42,7 @@ class Texts:
     spans: list[Span]
 
     @cached_property
-    def size(self) -> int:
-        """Bytes of all texts."""
+    def size(self) -> int:  # in bytes
         return sum(size for _, size in self.spans)
 
     def __len__(self) -> int:

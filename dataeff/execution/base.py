@@ -78,7 +78,6 @@ class Executor:
         self._stopped = True
 
     def _end_waiting(self) -> list[Event]:
-        """Return the end of every job that has not started."""
         ended = [Ended(each.id, "preempted", "stopped before it started", trained=False) for each in self._requests]
         self._requests.clear()
         return ended

@@ -87,9 +87,8 @@ class Job(Spec):
 
     @cached_property
     def id(self) -> str:
-        first = {"kind": self.kind, "version": self.version}
-        if self.always_hashed is not None:
-            first = self.model_dump(include=self.always_hashed)
+        new = self.always_hashed is None
+        first = {"kind": self.kind, "version": self.version} if new else self.model_dump(include=self.always_hashed)
         return identity({**first, **self.model_dump(exclude_defaults=True)})
 
     @cached_property
@@ -121,9 +120,8 @@ def job_class(kind: str) -> type[Job]:
 def _inputs(value: object) -> Iterator[Input]:
     if isinstance(value, Input):
         yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _inputs(getattr(value, name))
-    elif isinstance(value, (list, tuple)):
+    if isinstance(value, BaseModel):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    if isinstance(value, (list, tuple)):
         for each in value:
             yield from _inputs(each)

@@ -71,25 +71,20 @@ class Store:
         return self.path / FOLDERS.get(kind, kind)
 
     def folder(self, job: Job) -> JobFolder:
-        """Return the folder of a job; its name is the job's id."""
         return JobFolder(self.of_kind(job.kind) / job.id)
 
     def run(self, run_id: str) -> JobFolder:
         return JobFolder(self.of_kind("train") / run_id)
 
     def folders(self, kind: str) -> Iterator[JobFolder]:
-        """Yield the folders of a kind, in the order of their ids."""
         return map(JobFolder, sorted(self.of_kind(kind).glob("*/")))
 
     def require_known_kinds(self) -> None:
         """Raise `InputError` where the store has jobs of a kind whose module was not imported."""
         known = {self.of_kind(kind) for kind in Job.kinds}
-        for result in self.path.glob("*/*/result.json"):
-            if result.parent.parent not in known:
-                raise InputError(
-                    f"{result.parent.parent} holds jobs of a kind that is not known here; valid: {', '.join(Job.kinds)}. Import "
-                    "the module that defines it, in Python, and do the same there"
-                )
+        if unknown := {result.parent.parent for result in self.path.glob("*/*/result.json")} - known:
+            valid = f"valid: {', '.join(Job.kinds)}; import the module that defines it, in Python, and do the same there"
+            raise InputError(f"{min(unknown)} holds jobs of a kind that is not known here; {valid}")
 
     def weights(self, member: Input) -> Path:
         """Return the weights of a run, or those of one of its snapshots."""
@@ -102,7 +97,7 @@ class Store:
     def is_complete(self, job: Job) -> bool:
         """Whether the result and all that other jobs need of this one are there."""
         folder = self.folder(job)
-        if not folder.result.exists():
+        if not self.has_result(job):
             return False
         whole = all((folder.path / name).exists() for name in job.outputs)
         return whole or job.useless(load_fact(job.Result, folder.result)) is not None  # which never had outputs
@@ -140,21 +135,18 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def recorded_attempts(folder: JobFolder) -> list[Attempt]:
-    """Return the attempts at a job, in order."""
     return [load_fact(Attempt, path) for path in sorted(folder.attempts.glob("*.json"))]
 
 
 def start_attempt(folder: JobFolder, device: str) -> Attempt:
     """Record the start of a new attempt, and any earlier one that never ended as killed. Needs the folder's lock."""
-    here = {"host": socket.gethostname(), "process_id": os.getpid(), "device": device}
-    number = len(mark_killed_attempts(folder)) + 1
-    attempt = Attempt(job_id=folder.id, number=number, started_at=datetime.now(UTC), **here)
+    number, here = len(mark_killed_attempts(folder)) + 1, {"host": socket.gethostname(), "process_id": os.getpid()}
+    attempt = Attempt(job_id=folder.id, number=number, started_at=datetime.now(UTC), device=device, **here)
     _write(folder, attempt)
     return attempt
 
 
 def end_attempt(folder: JobFolder, attempt: Attempt, outcome: Outcome, reason: str | None = None) -> None:
-    """Record how an attempt ended."""
     _write(folder, attempt.model_copy(update={"ended_at": datetime.now(UTC), "outcome": outcome, "reason": reason}))
 
 

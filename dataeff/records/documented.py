@@ -49,7 +49,6 @@ def units() -> dict[str, str]:
 
 @cache
 def questions() -> list[Question]:
-    """Return the bundled questions, in order."""
     block = re.search(r"^## Questions$.+?```sql\n(.+?)```", _readme(), flags=re.MULTILINE | re.DOTALL)
     pieces = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)
     return [Question(title, chart, text.strip().removesuffix(";")) for title, chart, text in pieces]

@@ -53,7 +53,7 @@ SPELLINGS = {"learning_rate": "lr", "wd": "weight_decay", "seed": "train_seed", 
 SPELLINGS |= {"tokens": "seed_tokens", "state": "status", "created": "started_at", "runtime": "wall_seconds"}
 SPEC = "dataeff_spec"  # the name under which a query has a whole row of the source
 NOT_OF_RUN = ("recipe", "size", "members", "row", "cell_id")  # of what is gathered of a run
-SHOWN = 10  # mistakes in one message
+SHOWN = 3  # mistakes in one message
 _RULES = {  # by kind of pydantic's errors
     "literal_error": f"no such status. Valid: {', '.join((*ENDED, *LEFT_OUT))}",
     "finite_number": "it must be finite; a run that diverged says so, or that it finished, in its status",
@@ -61,7 +61,6 @@ _RULES = {  # by kind of pydantic's errors
     "less_than_equal": 'an ensemble\'s loss is no run; leave ensembles out with --where "{column} = 1"',
 }
 Count = Annotated[int, Field(gt=0, lt=2**63)]
-Mistake = tuple[int, str]  # number of the row, what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,9 @@ def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict
     except QueryError as error:
         raise QueryError(f"{error}\nThe columns of {source.name} are: {', '.join(columns)}") from error
     with database.write() as connection:
-        _require_no_declared_study(connection, fact.study)
+        if connection.execute("SELECT 1 FROM study WHERE name = $1 AND imported_from IS NULL", [fact.study]).fetchone():
+            rule = "was declared and run here, and an import would replace it; give another name with --study"
+            raise InputError(f"study {fact.study} {rule}")
         folder = Store.beside(database.path).path / "imports" / fact.study
         _write_folder(folder, rows, fact)
         return record_import(connection, folder)
@@ -129,7 +130,6 @@ def record_import(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     `InputError`, naming the folder, when it cannot be read.
     """
     fact, source = _read_folder(folder)
-    _require_no_declared_study(connection, fact.study)
     runs, left_out = _runs(source, fact)
     new = record_runs(connection, [{name: run[name] for name in run if name not in NOT_OF_RUN} for run in runs])
     cells = list(_cells(runs, fact))
@@ -149,14 +149,6 @@ def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
     times = {"started_at": fact.imported_at, "updated_at": fact.imported_at}
     unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
     return {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec}
-
-
-def _require_no_declared_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
-    declared = "SELECT true FROM study WHERE name = $1 AND imported_from IS NULL"
-    if connection.execute(declared, [study]).fetchone():
-        raise InputError(
-            f"study {study} was declared and run here, and an import would replace it; give another name with --study"
-        )
 
 
 def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: Import) -> None:
@@ -208,17 +200,18 @@ def _mapping(request: Import, columns: Sequence[str]) -> dict[str, str]:
         ignored |= matching
     by_name = {name.lower(): name for name in columns if name not in request.ignored}
     chosen = {name: by_name[name] for name in targets if name in by_name} | request.columns
-    missing = [name for name in REQUIRED if name not in chosen]
-    free = [*missing, *(name for name in targets if name not in chosen)]
-    unused = [name for name in columns if name not in ignored and not _used(name, chosen, columns)]
-    lines = [f"  {name}: {_suggestion(name, missing, free)}" for name in unused]
-    if lines:
-        lines.insert(0, f"{source} has columns that no column of run is named as; map each, or ignore it:")
-    if missing:
-        lines.append(f"Nothing gives {', '.join(missing)}, which every run needs: add --map COLUMN=SOURCE. SOURCE is a column of")
-        lines.append(f'{source}, or SQL over its columns such as "recipe=\'standard\'" or "seed_tokens=tokens_m * 1e6".')
-    if lines:
-        raise InputError("\n".join([*lines, f"Columns to map to: {', '.join(targets)}. Nothing was imported."]))
+    free = [name for name in (*REQUIRED, *targets) if name not in chosen]
+    options = []
+    for name in (name for name in columns if name not in ignored and not _used(name, chosen, columns)):
+        target = _likely_target(name, free)
+        options.append(f"--map {shlex.quote(f'{target}={name}')}" if target else f"--ignore {shlex.quote(name)}")
+        free = [name for name in free if name != target]
+    mistakes = [f"it has columns that no column of run is named as; add {' '.join(options)}"] if options else []
+    if missing := [name for name in REQUIRED if name in free]:
+        example = "--map \"recipe='standard'\"" if missing[0] == "recipe" else f"--map {missing[0]}=COLUMN (or SQL over columns)"
+        mistakes.append(f"nothing gives {', '.join(missing)}, which every run needs; add {example}")
+    if mistakes:
+        raise InputError(f"{source}: {'; '.join(mistakes)}. Nothing was imported")
     quoted = {column: '"' + column.replace('"', '""') + '"' for column in columns}
     return {name: quoted.get(text, text) for name, text in chosen.items()}
 
@@ -228,12 +221,13 @@ def _used(name: str, chosen: Mapping[str, str], columns: Sequence[str]) -> bool:
     return any(text == name or (text not in columns and word.search(text)) for text in chosen.values())
 
 
-def _suggestion(name: str, missing: Sequence[str], free: Sequence[str]) -> str:
-    """Return the options that give a column a place: a target by a usual spelling, else by likeness, first of what is missing."""
-    last = re.sub(r"\W+", "_", re.sub(r"^(params|metrics|tags|config|summary)\.", "", name).lower())
-    spelt = [SPELLINGS[last]] if SPELLINGS.get(last) in free else []
-    similar = spelt or get_close_matches(last, missing, 1) or get_close_matches(last, free, 1, cutoff=0.75)
-    return "".join(f"--map {shlex.quote(f'{target}={name}')}, or " for target in similar) + f"--ignore {shlex.quote(name)}"
+def _likely_target(name: str, free: Sequence[str]) -> str | None:
+    """Return the target that a column may stand for: by a usual spelling, else by likeness, first of what every run needs."""
+    last = re.sub(r"\W+", "_", name.rpartition(".")[2].lower())
+    if SPELLINGS.get(last) in free:
+        return SPELLINGS[last]
+    required = [target for target in free if target in REQUIRED]
+    return next(iter(get_close_matches(last, required, 1) or get_close_matches(last, free, 1, cutoff=0.75)), None)
 
 
 def _check_options(fact: Import, recipes: Sequence[str]) -> None:
@@ -293,14 +287,14 @@ def _typed(rows: Sequence[Mapping[str, Any]], fact: Import) -> list[dict[str, An
         raise _refusal(fact, mistakes) from error
 
 
-def _refusal(fact: Import, mistakes: list[Mistake]) -> InputError:
-    lines = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
-    lines += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
-    advice = "correct them, or leave them out with --where. Nothing was imported"
-    return InputError("\n  ".join([f"{fact.source} has rows that cannot be runs; {advice}:", *lines]))
+def _refusal(fact: Import, mistakes: list[tuple[int, str]]) -> InputError:
+    """Return the error that names rows, by number, with what is wrong with them."""
+    shown = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
+    shown += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+    return InputError(f"{fact.source}: {'; '.join(shown)}. Correct them, or leave them out with --where. Nothing was imported")
 
 
-def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[Mistake]:
+def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """Yield the rows that do not go together: equal ones, a grid with holes, what differs within a cell or a point."""
     size, seeds = "has one count; map `size`", "has runs that differ in seeds alone; make two recipes of them"
     with_axis = {(run["recipe"], axis) for run in runs for axis in AXES if run[axis] is not None}
@@ -330,10 +324,9 @@ def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[
         trials = []
         for number, run in enumerate(own):
             point = tuple(values.index(run[axis]) for axis, values in axes.items())
-            role = "replicate" if point in losses else "search"
+            use = {"role": "replicate" if point in losses else "search", "number": number, "coordinates": list(point)}
+            trials.append({"cell_id": cell_id, "run_id": run["run_id"], **use})
             losses.setdefault(point, run["val_loss"])
-            ids = {"cell_id": cell_id, "run_id": run["run_id"]}
-            trials.append({**ids, "role": role, "number": number, "coordinates": list(point)})
         copied = ("cell_id", "recipe", "seed_tokens", "size", "parameters_total", "parameters_non_embedding")
         cell = {name: first[name] for name in copied}
         cell |= {"study": fact.study, "recipe_limit": fact.limits.get(first["recipe"], "best"), "axes": axes, "starts": []}

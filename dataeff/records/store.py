@@ -178,7 +178,6 @@ class Database:
 
 @cache
 def views() -> str:
-    """Return the SQL that creates every view and macro."""
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted((shared_folder("db") / "views").glob("*.sql")))
 
 

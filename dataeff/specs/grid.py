@@ -39,9 +39,9 @@ class Grid:
             raise OffGridError("the grid has no axes; give at least one, such as lr = [1e-3, 3e-3]")
         for name, values in self.axes.items():
             if not values:
-                raise OffGridError(f"axis {name} is empty; give at least one value")
+                raise OffGridError(f"{name} is empty; give at least one value")
             if any(b <= a for a, b in zip(values, values[1:], strict=False)):
-                raise OffGridError(f"axis {name} is {list(values)}: values must rise strictly; use {sorted(set(values))}")
+                raise OffGridError(f"{name} is {list(values)}: values must rise strictly; use {sorted(set(values))}")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +53,6 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """Number of points on the grid."""
         return prod(self.shape)
 
     @property
@@ -69,7 +68,6 @@ class Grid:
         return [(*middle[:axis], index, *middle[axis + 1 :]) for axis, index in ends]
 
     def values(self, point: Point) -> dict[str, float]:
-        """Return the value of each axis at `point`."""
         return {name: values[i] for (name, values), i in zip(self.axes.items(), point, strict=True)}
 
     def point(self, values: Mapping[str, float]) -> Point:

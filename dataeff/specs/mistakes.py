@@ -46,7 +46,7 @@ def explain(error: ValidationError, text: str, root: type[BaseModel], tables: Ma
 
 def _named(message: str) -> list[str]:
     """The key within the table that a rule is about: its message opens with it."""
-    first = re.match(r"(?:axis )?'?([\w.]+)", message)
+    first = re.match(r"'?([\w.]+)", message)
     return first.group(1).split(".") if first else []
 
 

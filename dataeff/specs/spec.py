@@ -34,7 +34,6 @@ class Input(str):
 
     @property
     def id(self) -> str:
-        """The id of the job."""
         return self.partition("@")[0]
 
     @property

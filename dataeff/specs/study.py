@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -75,9 +75,9 @@ class StudySpec(Spec):
 
     name: Annotated[str, AfterValidator(_named)]
     question: str = Field(min_length=1)
-    seed_tokens: list[int] = Field(min_length=1, description="budgets D, rising")
+    seed_tokens: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="budgets D, rising")
     sizes: list[Annotated[SizeSpec, BeforeValidator(_preset)]] = Field(min_length=1, description="presets or tables, rising")
-    seeds: list[int] = Field(default=[0], min_length=1, description="the first tunes; the others repeat each optimum")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1, description="the first tunes, others replicate")
     baseline: str = Field(default="standard", description="recipe whose data law measures data efficiency")
     corpus: CorpusSpec = CorpusSpec()
     tokenizer: TokenizerSpec
@@ -86,13 +86,11 @@ class StudySpec(Spec):
     recipes: dict[str, RecipeSpec] = Field(min_length=1)
     resources: Resources = Resources()
 
-    @field_validator("seed_tokens", "seeds")
+    @field_validator("seed_tokens", "seeds", "grid")
     @classmethod
-    def _rising(cls, values: list[int], info: ValidationInfo) -> list[int]:
-        least = 1 if info.field_name == "seed_tokens" else 0
-        if values != sorted(set(values)) or values[0] < least:
-            valid = sorted({abs(value) for value in values if abs(value) >= least})
-            raise ValueError(f"{values} must rise strictly from {least} or more; use {valid}")
+    def _rising(cls, values: Any, info: ValidationInfo) -> Any:
+        if values:
+            Grid(values if info.field_name == "grid" else {info.field_name: values})
         return values
 
     @field_validator("sizes")
@@ -102,11 +100,6 @@ class StudySpec(Spec):
         if len(set(names)) < len(names):
             raise ValueError(f"two sizes have one name: {names}; names must differ")
         return sizes
-
-    @field_validator("grid")
-    @classmethod
-    def _rising_axes(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
-        return grid and dict(Grid(grid).axes)
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
@@ -121,7 +114,6 @@ class StudySpec(Spec):
         return self
 
     def _check_names(self, name: str) -> None:
-        """Raise `ValueError` where a recipe names sizes or recipes that are not there."""
         recipe, others = self.recipes[name], [other for other in self.recipes if other != name]
         _require(recipe.sizes or (), [size.name for size in self.sizes], f"recipes.{name}.sizes", "not a size of the study")
         for key, other in recipe.builds_on.items():
@@ -194,7 +186,6 @@ class StudySpec(Spec):
             raise ValueError(f"recipes {circle} build on one another in a circle; let one have no base and no teacher") from None
 
     def sizes_of(self, recipe: str) -> dict[str, SizeSpec]:
-        """Return a recipe's sizes by name, in the order of the study's."""
         chosen = self.recipes[recipe].sizes
         return {size.name: size for size in self.sizes if chosen is None or size.name in chosen}
 
@@ -247,7 +238,6 @@ class StudySpec(Spec):
         return cells
 
     def model(self, size: SizeSpec, vocabulary: int) -> ModelSpec:
-        """Return the decoder of this size over `vocabulary` tokens."""
         context = {"context_length": self.training.context_length, "rope_theta": self.training.rope_theta}
         return ModelSpec(vocabulary=vocabulary, **context, **size.model_dump(exclude={"name"}))
 
@@ -291,7 +281,6 @@ class Study:
 
     @property
     def directory(self) -> Path:
-        """The folder that relative paths start from."""
         return Path.cwd() if self.path is None else self.path.resolve().parent
 
     def place_of(self, key: str) -> str:
@@ -327,7 +316,6 @@ class Study:
 
 
 def carried_studies() -> dict[str, Path]:
-    """Return the study files that travel with the package, by name."""
     return {path.stem: path for path in sorted(shared_folder("studies").glob("*.toml"))}
 
 

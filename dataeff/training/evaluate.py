@@ -32,7 +32,6 @@ Subset = tuple[int, ...]  # places of members, in the order they are added
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context of the forward pass: bfloat16 autocast, or none."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 

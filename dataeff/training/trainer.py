@@ -257,7 +257,6 @@ def train(
 
 
 def _training_text(spec: RunSpec, real: np.ndarray, synthetic: np.ndarray | None, device: torch.device) -> Tensor:
-    """Return the sequences of the run: the real ones, then the synthetic pool."""
     tokens = device_tokens(real, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
     if spec.synthetic is None:
         return tokens
