@@ -6,8 +6,6 @@ the others are for training. The texts are kept in a file and memory holds the p
 larger than memory; a single document may not. This module knows no tokens.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import hashlib

@@ -10,8 +10,6 @@ The key is made of specs, paths, sizes and times of change: it says when to buil
 content alone. A folder without tokens.json is not built, and its lock says whether somebody builds it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -5,8 +5,6 @@ searches, the database or what kinds of jobs there are: it may be replaced by a 
 outcome is never guessed: a job ends with the outcome its attempt has on disk.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 from typing import Self

@@ -4,8 +4,6 @@ A worker is started once and runs many jobs, so that importing torch is paid onc
 forked: a forked CUDA context or thread pool is broken. A worker that dies is replaced, and its job ends as `killed`.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import platform

@@ -4,8 +4,6 @@ A worker holds the lock of the job's folder while it runs it, so that two studie
 stops, with a checkpoint, when it is asked to or when its controller is gone. It knows no kind of job.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

@@ -12,8 +12,6 @@ Every file is written to a temporary name, synced, then renamed: a reader sees a
 its attempts: one that still says `running` while nobody holds the lock belongs to a process that was killed.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -60,7 +58,7 @@ class Store:
     path: Path
 
     @classmethod
-    def beside(cls, database: Path) -> Store:
+    def beside(cls, database: Path) -> Self:
         return cls(database.with_name(database.stem + ".files"))
 
     @property

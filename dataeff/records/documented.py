@@ -4,8 +4,6 @@ Its shape is fixed by tests: a heading for each table and view, a row for each c
 under "Questions" in which a comment line is a title.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from typing import Any, NamedTuple

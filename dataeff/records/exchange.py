@@ -6,8 +6,6 @@ ensembles, samples. Weights and tokens stay where they are. An imported export i
 Doing it again does nothing. Fits come out, for readers of the files, but not in: they are made again.
 """
 
-from __future__ import annotations
-
 import filecmp
 import os
 import shutil

@@ -9,8 +9,6 @@ An import is a fact on disk, `imports/<study>/`: the rows as read in `rows.parqu
 twice are refused before anything is written. `dataeff.records.sources` reads the rows.
 """
 
-from __future__ import annotations
-
 import filecmp
 import json
 import math

@@ -5,8 +5,6 @@ attempt's row changes until it has ended. Rows travel as one JSON text a table a
 Nothing here reads weights or decides what is trained.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

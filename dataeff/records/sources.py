@@ -6,8 +6,6 @@ text for numbers, so that such rows pass through CSV, whose types DuckDB finds o
 `dataeff.records.imports`; nothing is written, and nothing is decided here.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 import json

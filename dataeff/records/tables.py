@@ -6,8 +6,6 @@ it), and the rows of `Database.session()`. Columns are BIGINT, DOUBLE and TIMEST
 in any order. SQLModel is slow to import: what only asks a query does not import this module.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

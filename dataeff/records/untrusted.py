@@ -6,8 +6,6 @@ its privileges, and only then parses the text: no files, settings or extensions;
 memory, rows and bytes. Rows come back as Arrow through a pipe. A query can still read DuckDB's settings and the file's path.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import resource

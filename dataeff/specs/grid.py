@@ -5,8 +5,6 @@ axis. An axis of one value is fixed. An edge beyond which no run can lie (weight
 natural: an optimum there is no boundary case. The grid knows nothing of losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

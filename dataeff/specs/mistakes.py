@@ -1,7 +1,5 @@
 """Mistakes in a TOML file, as messages: which line, which key, what the rule is and what would be valid."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

@@ -5,9 +5,7 @@ of the identity, so a new axis leaves every earlier run id as it was; therefore 
 Loss is validation cross-entropy in nats per token.
 """
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -30,7 +28,7 @@ class Shape(Spec):
     loops: int = Field(default=1, ge=1, description="times the stack of layers is applied, with the same weights")
 
     @model_validator(mode="after")
-    def _divides(self) -> Shape:
+    def _divides(self) -> Self:
         if self.hidden % (2 * self.heads):
             rule = f"hidden {self.hidden} does not divide into {self.heads} heads of an even size, as rotary embeddings need"
             raise ValueError(f"{rule}; use a multiple of {2 * self.heads}")
@@ -132,7 +130,7 @@ class TrainingSpec(Spec):
     balance_loss: float = Field(default=0.01, ge=0, description="coefficient of the experts' load balance")
 
     @model_validator(mode="after")
-    def _one_average(self) -> TrainingSpec:
+    def _one_average(self) -> Self:
         if self.ema and self.swa_fraction:
             raise ValueError(f"ema {self.ema} and swa_fraction {self.swa_fraction}: weights are averaged one way; set one to 0")
         return self
@@ -183,7 +181,7 @@ class RunSpec(TrainingSpec):
         return seed_tokens
 
     @model_validator(mode="after")
-    def _cycles_have_steps(self) -> RunSpec:
+    def _cycles_have_steps(self) -> Self:
         if self.cycles > self.steps:
             raise ValueError(f"cycles {self.cycles} are more than the {self.steps} steps of the run; use at most as many")
         return self

@@ -5,8 +5,6 @@ the `State` and the SHA-256 of both. There is no random state to keep: orders an
 step (see trainer.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import defaultdict

@@ -3,8 +3,6 @@
 Nothing here decides a loss, and nothing here enters a run id.
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 import re

@@ -7,8 +7,6 @@ no more than K means are alive.
 Shapes: K members, S sequences of T tokens, R rows (predicted tokens), C hidden, V vocabulary, P subsets.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator

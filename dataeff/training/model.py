@@ -8,8 +8,6 @@ T tokens in, T - 1 predictions out. It does not draw tokens or know how it is tr
 Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size, V vocabulary, E experts.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

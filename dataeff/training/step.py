@@ -1,7 +1,5 @@
 """The parts of a training step that keep no state: tokens and their order, loss, gradients, and the bound of divergence."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

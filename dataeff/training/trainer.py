@@ -7,8 +7,6 @@ device and are read at checks, every hundredth of the run and at least every 50 
 checkpoints are written. It does not read corpora, hold locks, write attempts or results.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import socket

@@ -3,8 +3,6 @@
 The order of members counts: an ensemble of K members also holds those of its first 1, 2, ... K - 1.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from typing import Any, ClassVar, Literal

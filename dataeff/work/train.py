@@ -1,7 +1,5 @@
 """Train: one run. Its fields are those of `RunSpec`, everything that decides its loss."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from dataeff.data.tokens import find_tokens

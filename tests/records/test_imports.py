@@ -184,7 +184,8 @@ def test_a_column_without_a_place_is_refused_with_what_to_add_and_nothing_change
     with pytest.raises(InputError) as refused:
         bring(database, source)
     for said in (
-        "it has columns that no column of run is named as; add --map parameters_total=parameters_nominal --map 'val_loss=val loss' --map lr=learning_rate",
+        "it has columns that no column of run is named as; add --map parameters_total=parameters_nominal ",
+        "--map 'val_loss=val loss' --map lr=learning_rate ",
         "--ignore 'my notes [all]'. Nothing was imported",
     ):
         assert said in str(refused.value)
