@@ -172,9 +172,8 @@ def _files(path: str, directory: Path) -> list[Path]:
     if not files:
         remedy = f"a path is relative to the study file and means a file, a folder or a glob of {suffixes}"
         raise CorpusError(f"corpus path '{path}' does not exist or matches no file: {full}; {remedy}")
-    for file in files:
-        if not _reader(file):
-            raise CorpusError(f"{file} has the suffix '{file.suffix}', which is unknown; valid: {suffixes}")
+    if unknown := [file for file in files if not _reader(file)]:
+        raise CorpusError(f"{unknown[0]} has the suffix '{unknown[0].suffix}', which is unknown; valid: {suffixes}")
     return sorted(files)
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -150,12 +151,9 @@ def _load_facts(folder: Path) -> Tokens:
 def _remove_unfinished(root: Path) -> None:
     """Remove the folders that killed builders of other corpora left."""
     for folder in [folder for folder in root.glob("*/") if not _is_built(folder)]:
-        try:
-            with FileLock(f"{folder}.lock", timeout=0):
-                if not _is_built(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-        except Timeout:
-            continue  # its builder is alive
+        with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # else its builder is alive
+            if not _is_built(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Path, on_progress: OnProgress) -> None:
@@ -184,8 +182,9 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
                     stream.write(np.array([separator, *encoding.ids], dtype).tobytes())
         return file.stat().st_size // dtype.itemsize
 
-    train_tokens = write(folder / "train.bin", texts.train, 0)
-    validation_tokens = write(folder / "validation.bin", texts.validation, train_bytes)
+    counts = {"train_bytes": train_bytes, "validation_bytes": validation_bytes}
+    counts["train_tokens"] = write(folder / "train.bin", texts.train, 0)
+    counts["validation_tokens"] = write(folder / "validation.bin", texts.validation, train_bytes)
     write_atomically(folder / "tokenizer.json", tokenizer.to_str())
     (folder / "texts").unlink()
     tokens = Tokens(
@@ -194,10 +193,7 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
         dtype=dtype.str,
         vocabulary=vocabulary,
         separator=separator,
-        train_tokens=train_tokens,
-        validation_tokens=validation_tokens,
-        train_bytes=train_bytes,
-        validation_bytes=validation_bytes,
+        **counts,
         corpus=corpus,
         tokenizer=spec,
         created_at=datetime.now(UTC),
@@ -218,9 +214,8 @@ def _batches(texts: Texts, on_done: Callable[[int], None]) -> Iterator[list[str]
 
 
 def _fingerprint(folder: Path, dtype: str, vocabulary: int) -> str:
-    """Return the id of what a run is trained and judged on: the bytes of both token files, and how many tokens there are.
-
-    The tokenizer itself stays out: its file is written by a library whose layout changes from version to version.
+    """Return the id of what a run is trained and judged on: the bytes of both token files, and how many tokens there are. The
+    tokenizer's own file stays out: the library that writes it changes its layout.
     """
     files = [np.memmap(folder / name, np.uint8, "r") for name in ("train.bin", "validation.bin")]
     return identity({"files": [hashlib.sha256(file).hexdigest() for file in files], "dtype": dtype, "vocabulary": vocabulary})

@@ -6,8 +6,8 @@ outcome is never guessed: a job ends with the outcome its attempt has on disk.
 """
 
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Self
 
 from dataeff.facts.job import Job, Outcome, Progress
 from dataeff.facts.store import JobFolder, Store
@@ -46,7 +46,7 @@ class Ended:
 Event = Progress | Ended
 
 
-class Executor:
+class Executor(AbstractContextManager):
     """Runs jobs. Leaving the context stops every process it started."""
 
     slots = 1  # jobs that run at the same time
@@ -54,9 +54,6 @@ class Executor:
     def __init__(self) -> None:
         self._requests: deque[Request] = deque()
         self._stopped = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()

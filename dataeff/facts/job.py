@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from dataeff.errors import InputError, nearest
 from dataeff.specs.identity import identity
 from dataeff.specs.spec import Input, Spec
 
@@ -108,13 +107,6 @@ class Job(Spec):
         """Return its rows in the database, by table; a kind without tables of its own has one in table `job`."""
         row = {"job_id": self.id, "kind": self.kind, "inputs": [each.name for each in self.inputs], "flops": self.flops}
         return {"job": [{**row, "spec": self.model_dump(mode="json"), "result": result.model_dump(mode="json")}]}
-
-
-def job_class(kind: str) -> type[Job]:
-    """Return the class of a kind. Raises `InputError` for one whose module was not imported."""
-    if kind not in Job.kinds:
-        raise InputError(f"there is no kind of job '{kind}'; {nearest(kind, Job.kinds)}")
-    return Job.kinds[kind]
 
 
 def _inputs(value: object) -> Iterator[Input]:

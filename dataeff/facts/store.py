@@ -13,6 +13,7 @@ its attempts: one that still says `running` while nobody holds the lock belongs 
 """
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,18 +113,22 @@ def load_fact(model: type[Model], path: Path) -> Model:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which replaces it at the end: it is there whole or not at all, even across a
-    kill or a power cut. The name is unique across hosts, which may share the folder.
+    """Yield a temporary path beside `path`, for a file or a folder of files that replaces it at the end: it is there whole or not
+    at all, even across a kill or a power cut. The name is unique across hosts, which may share the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
+            with open(file, "rb+") as stream:
+                os.fsync(stream.fileno())
+        old = path.rename(f"{temporary}.old") if path.is_dir() else None
         os.replace(temporary, path)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True) if temporary.is_file() else shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

@@ -7,18 +7,15 @@ Doing it again does nothing. Fits come out, for readers of the files, but not in
 """
 
 import filecmp
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
 
 from dataeff.errors import InputError, NotFoundError, SchemaError
-from dataeff.facts.store import Store
+from dataeff.facts.store import Store, replacing
 from dataeff.records.ingest import delete_cells
 from dataeff.records.queries import literal, require_study
 from dataeff.records.store import Database
@@ -94,14 +91,13 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
                 FROM {_rows(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
         ).fetchone()
         if differs:
-            raise InputError(
-                f"study {name} is recorded in {database.path} and asks for other runs than the one in {source}; "
-                "name another database with --database"
-            )
+            remedy = "name another database with --database"
+            raise InputError(f"study {name} of {database.path} asks for other runs than the one in {source}; {remedy}")
         store, names = Store.beside(database.path).path, [file.name for file in files.values()]
         folder = store / "imports" / name
         if filecmp.cmpfiles(source, folder, names, shallow=False)[0] != names:  # new, or other than what was imported before
-            with replacing_folder(folder) as new:
+            with replacing(folder) as new:
+                new.mkdir()
                 for file in files.values():
                     shutil.copyfile(file, new / file.name)
             if not (store / "studies" / f"{name}.json").exists():  # cells of a study launched here are what its runs make them
@@ -153,20 +149,3 @@ def _rows(file: Path) -> str:
     """Return the rows of a file for SQL. CSV is text until it is inserted: guessed types would make numbers of ids."""
     options = "header = true, all_varchar = true, allow_quoted_nulls = false"
     return f"read_csv({literal(file)}, {options})" if file.suffix == ".csv" else literal(file)
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` at the end: it is there whole or not at all."""
-    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    for path in new.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,12 +1,9 @@
 """Results trained elsewhere become runs of a study, and the views answer on them as on runs trained here.
 
-One row of a source is one run: columns named as those of table `run` fill that row, and all of them stay in `spec`. The rows of
-one (recipe, D, size) are a cell; the distinct lr, weight_decay and epochs of a recipe are its grid. A run id is a hash of all
-that is known of a row, so that a row imported twice is one run.
-
-An import is a fact on disk, `imports/<study>/`: the rows as read in `rows.parquet`, and in `import.json` what their columns mean.
-`record_import` makes every row of the database from that folder. A column without a place, a value of another type, a row given
-twice are refused before anything is written. `dataeff.records.sources` reads the rows.
+One row of a source (`dataeff.records.sources`) is one run: columns named as those of table `run` fill that row, and all of them
+stay in `spec`. The rows of one (recipe, D, size) are a cell; the distinct lr, weight_decay and epochs of a recipe are its grid. A
+run id is a hash of all that is known of a row: one imported twice is one run. What cannot be a run is refused before anything is
+written. An import is a fact on disk, `imports/<study>/`: the rows in `rows.parquet`, and in `import.json` what they mean.
 """
 
 import filecmp
@@ -29,8 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from dataeff.errors import InputError, QueryError, nearest
-from dataeff.facts.store import Store
-from dataeff.records.exchange import replacing_folder
+from dataeff.facts.store import Store, replacing
 from dataeff.records.ingest import delete_cells, record_cells, record_runs, record_study
 from dataeff.records.queries import literal, query, records
 from dataeff.records.sources import ROW, RowsOfRuns, connect_to
@@ -151,7 +147,8 @@ def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
 
 def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: Import) -> None:
     """Write an import's folder in place of an earlier one; an earlier one of the same content stays."""
-    with replacing_folder(folder) as new:
+    with replacing(folder) as new:
+        new.mkdir()
         rows = new / "rows.parquet"
         source.execute(f"COPY source TO {literal(rows)} (FORMAT parquet)")
         if folder.exists():
@@ -312,10 +309,9 @@ def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
 
 def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each row of `cell` with its rows of `trial`. The first run at a point is the search's, others its replicates."""
-    grids = {
-        recipe: {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
-        for recipe, own in _grouped(runs, "recipe").items()
-    }
+    grids = {}
+    for recipe, own in _grouped(runs, "recipe").items():
+        grids[recipe] = {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
     for cell_id, own in _grouped(runs, "cell_id").items():
         first, axes = own[0], grids[own[0]["recipe"]]
         losses: dict[tuple[int, ...], float | None] = {}

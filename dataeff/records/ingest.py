@@ -14,32 +14,26 @@ import duckdb
 from pydantic_core import to_json
 
 from dataeff.errors import InputError
-from dataeff.facts.job import Attempt, Fact, Job, job_class
+from dataeff.facts.job import Attempt, Fact, Job
 from dataeff.facts.store import JobFolder, Store, load_fact
 from dataeff.records.queries import JOB_TABLES, recorded_ids
 
 Rows = Iterable[Mapping[str, Any]]
 
-_CURVES = """
-    INSERT INTO metric BY NAME
-    SELECT run_id, unnest(step) AS step, unnest(tokens) AS tokens, name, unnest(values) AS value
-    FROM (
-        SELECT run_id, step, tokens, unnest([{name: 'train_loss', values: train_loss},
-            {name: 'gradient_norm', values: gradient_norm}, {name: 'lr', values: lr}], max_depth := 2)
-        FROM (SELECT unnest(from_json_strict($rows, '[{"run_id": "VARCHAR", "step": ["BIGINT"], "tokens": ["BIGINT"],
-            "train_loss": ["DOUBLE"], "gradient_norm": ["DOUBLE"], "lr": ["DOUBLE"]}]'), max_depth := 2))
-    )"""
+_CURVES = """INSERT INTO metric BY NAME
+    SELECT run_id, name, unnest(step) AS step, unnest(tokens) AS tokens, unnest(value) AS value
+    FROM (SELECT unnest(from_json_strict($rows, '[{"run_id": "VARCHAR", "name": "VARCHAR", "step": ["BIGINT"],
+        "tokens": ["BIGINT"], "value": ["DOUBLE"]}]'), max_depth := 2))"""
 
 
 def read_job(kind: str, folder: JobFolder) -> tuple[Job, Fact]:
     """Return the job in a folder and its result. Raises `InputError`, which names the file, for a folder that is not whole."""
-    job = load_fact(job_class(kind), folder.spec)
+    job = load_fact(Job.kinds[kind], folder.spec)
     result = load_fact(job.Result, folder.result)
     owner = next((getattr(result, name) for name in type(result).model_fields if name.endswith("_id")), job.id)
     if not folder.id == job.id == owner:
-        raise InputError(
-            f"{folder.path} holds the result of {kind} {owner} by the spec of {job.id}; move the folder back, or away"
-        )
+        holds = f"the result of {kind} {owner} by the spec of {job.id}"
+        raise InputError(f"{folder.path} holds {holds}; move the folder back, or away")
     return job, result
 
 
@@ -75,13 +69,9 @@ def record_jobs(
 
 def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:
     """Record attempts, with the kind of their job; one recorded before changes only when it has ended since."""
-    _insert(
-        connection,
-        "attempt",
-        [{"kind": kind, **attempt.model_dump()} for kind, attempt in attempts],
-        """ON CONFLICT (job_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
-           reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome""",
-    )
+    ended = """ON CONFLICT (job_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
+        reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome"""
+    _insert(connection, "attempt", [{"kind": kind, **attempt.model_dump()} for kind, attempt in attempts], ended)
 
 
 def record_runs(connection: duckdb.DuckDBPyConnection, runs: Rows) -> int:
@@ -118,12 +108,9 @@ def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Row
         _insert(connection, table, uses, _replacing(f"cell_id, {key}", uses[0]) if uses else "")
     columns = [{name: value for name, value in row.items() if name != "search_ended"} for row in rows]
     _insert(connection, "cell", columns, _replacing("cell_id", columns[0]))
-    connection.execute(
-        """UPDATE cell SET search_ended_at = (SELECT max(ended_at) FROM trial JOIN run USING (run_id)
-               WHERE trial.cell_id = cell.cell_id AND role = 'search')
-           WHERE list_contains($1, cell_id)""",
-        [[row["cell_id"] for row in rows if row.get("search_ended")]],
-    )
+    last = "SELECT max(ended_at) FROM trial JOIN run USING (run_id) WHERE trial.cell_id = cell.cell_id AND role = 'search'"
+    done = [row["cell_id"] for row in rows if row.get("search_ended")]
+    connection.execute(f"UPDATE cell SET search_ended_at = ({last}) WHERE list_contains($1, cell_id)", [done])
 
 
 def record_fits(connection: duckdb.DuckDBPyConnection, studies: Sequence[str], rows: Rows) -> None:

@@ -169,7 +169,6 @@ class RunSpec(TrainingSpec):
     teacher_logits: TeacherLogits | None = None
 
     @field_validator("seed_tokens")
-    @classmethod
     def _whole_steps(cls, seed_tokens: int, info: ValidationInfo) -> int:
         if {"batch_size", "model"} <= info.data.keys():
             batch_size, context_length = info.data["batch_size"], info.data["model"].context_length

@@ -5,8 +5,6 @@ neighbouring cell ended; an axis that a recipe does not tune is fixed, or follow
 `dataeff.study.demand` makes the runs.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Collection, Iterable
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -34,11 +32,9 @@ NAME_RULE = "a study's name is made of the letters A to Z, digits, '.', '_' and 
 
 
 def _preset(value: object) -> object:
-    if isinstance(value, str):
-        if value not in PRESETS:
-            raise ValueError(f"no size is named '{value}'; {nearest(value, PRESETS)}, or a table with its shape")
-        return PRESETS[value]
-    return value
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"no size is named '{value}'; {nearest(value, PRESETS)}, or a table with its shape")
+    return PRESETS[value] if isinstance(value, str) else value
 
 
 def _named(name: str) -> str:
@@ -70,6 +66,35 @@ class Resources(Spec):
     evaluations: int = Field(default=4, ge=1, description="validations a run, evenly spaced, the final one included")
 
 
+def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
+    """Return the id of a cell, such as `quickstart/standard/32768/width32`."""
+    return f"{study}/{recipe}/{seed_tokens}/{size}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(recipe, D, N) of a study: the unit that is tuned."""
+
+    study: str
+    recipe: str
+    seed_tokens: int
+    size: SizeSpec
+    grid: Grid
+    neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
+    base: str | None = None  # id of the cell whose optimum is followed
+    teacher: str | None = None  # id of the cell whose members teach
+    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
+
+    @property
+    def id(self) -> str:
+        return cell_id(self.study, self.recipe, self.seed_tokens, self.size.name)
+
+    @property
+    def builds_on(self) -> set[str]:
+        """The cells whose optimum it needs to start."""
+        return {other for other in (self.neighbour, self.base, self.teacher) if other}
+
+
 class StudySpec(Spec):
     """A question and all that is needed to answer it."""
 
@@ -87,14 +112,12 @@ class StudySpec(Spec):
     resources: Resources = Resources()
 
     @field_validator("seed_tokens", "seeds", "grid")
-    @classmethod
     def _rising(cls, values: Any, info: ValidationInfo) -> Any:
         if values:
             Grid(values if info.field_name == "grid" else {info.field_name: values})
         return values
 
     @field_validator("sizes")
-    @classmethod
     def _distinct(cls, sizes: list[SizeSpec]) -> list[SizeSpec]:
         names = [size.name for size in sizes]
         if len(set(names)) < len(names):
@@ -102,7 +125,7 @@ class StudySpec(Spec):
         return sizes
 
     @model_validator(mode="after")
-    def _consistent(self) -> StudySpec:
+    def _consistent(self) -> Self:
         _require([self.baseline], self.recipes, "baseline", "not a recipe")
         for name in self.recipes:
             self._check_names(name)
@@ -242,35 +265,6 @@ class StudySpec(Spec):
         return ModelSpec(vocabulary=vocabulary, **context, **size.model_dump(exclude={"name"}))
 
 
-def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
-    """Return the id of a cell, such as `quickstart/standard/32768/width32`."""
-    return f"{study}/{recipe}/{seed_tokens}/{size}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """(recipe, D, N) of a study: the unit that is tuned."""
-
-    study: str
-    recipe: str
-    seed_tokens: int
-    size: SizeSpec
-    grid: Grid
-    neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
-    base: str | None = None  # id of the cell whose optimum is followed
-    teacher: str | None = None  # id of the cell whose members teach
-    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
-
-    @property
-    def id(self) -> str:
-        return cell_id(self.study, self.recipe, self.seed_tokens, self.size.name)
-
-    @property
-    def builds_on(self) -> set[str]:
-        """The cells whose optimum it needs to start."""
-        return {other for other in (self.neighbour, self.base, self.teacher) if other}
-
-
 @dataclass(frozen=True)
 class Study:
     """A StudySpec with the file and the text it was declared in; a study built in Python has neither."""
@@ -293,7 +287,7 @@ class Study:
         return self.text or canonical_json(self.spec.model_dump())
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Study:
+    def load(cls, name_or_path: str | Path) -> Self:
         """Read a study file, by path or by the name of one carried with the package.
 
         Raises `StudyError`, which names the file, the line, the value, the rule and the nearest valid name.

@@ -65,10 +65,7 @@ def subset_orders(members: int) -> list[Subset]:
 
 @torch.inference_mode()
 def ensemble_losses(
-    members: list[Decoder],
-    sequences: np.ndarray,
-    precision: str,
-    should_stop: Callable[[], bool] = lambda: False,
+    members: list[Decoder], sequences: np.ndarray, precision: str, should_stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[Averaging, Subset, float | None]]:
     """Return (averaging, subset, loss) of the members' subsets on sequences (S, T): the places of its members, rising, and its
     loss in nats per token, None where that is not finite.

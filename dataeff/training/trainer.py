@@ -183,13 +183,8 @@ class _Run:
     def _curve(self) -> Curve:
         steps = [*range(self.interval, self.read, self.interval), self.read]
         losses, norms = zip(*map(self._means, steps), strict=True)
-        return Curve(
-            step=steps,
-            tokens=[step * self.tokens_a_step for step in steps],
-            train_loss=losses,
-            gradient_norm=norms,
-            lr=[learning_rate(step - 1, self.spec) for step in steps],
-        )
+        tokens, rates = [step * self.tokens_a_step for step in steps], [learning_rate(step - 1, self.spec) for step in steps]
+        return Curve(step=steps, tokens=tokens, train_loss=losses, gradient_norm=norms, lr=rates)
 
     def finish(self) -> RunResult:
         """Write the weights and return the result."""
@@ -233,15 +228,13 @@ def train(
     teachers: Sequence[Decoder] = (),
     checkpoint_seconds: float = 300,
 ) -> RunResult:
-    """Train `spec` from the checkpoint in `folder`, if there is one, and return its result.
+    """Train `spec` from the checkpoint in `folder`, if there is one; write checkpoints, snapshots and weights; return the result.
 
     `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). Where the spec asks for them,
-    `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order;
-    they are moved to the device and not changed. The context's `should_stop` is asked after every step. A run that diverges
-    is a result, with status "diverged", a reason and no weights. Where weights are averaged, validation losses, snapshots and
-    final weights are the average's.
-    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device), `Preempted`. Writes checkpoints, snapshots and
-    weights.
+    `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order. The
+    context's `should_stop` is asked after every step. A run that diverges is a result with a reason and no weights. Of averaged
+    weights the validation losses, snapshots and final weights are the average's.
+    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device), `Preempted`.
     """
     device = pick_device(context.device)
     if device.type == "cuda":

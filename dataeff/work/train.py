@@ -64,4 +64,6 @@ class Train(RunSpec, Job):
             "spec": self.model_dump(mode="json"),
         }
         evaluations = [{"run_id": self.id, "split": "validation", **each.model_dump()} for each in result.evaluations]
-        return {"run": [row], "evaluation": evaluations, "curve": [{"run_id": self.id, **result.curve.model_dump()}]}
+        curve = result.curve.model_dump()
+        every = {"run_id": self.id, "step": curve.pop("step"), "tokens": curve.pop("tokens")}
+        return {"run": [row], "evaluation": evaluations, "curve": [every | {"name": n, "value": v} for n, v in curve.items()]}
