@@ -61,9 +61,8 @@ class Split(NamedTuple):
 
 
 def documents(spec: CorpusSpec, directory: Path) -> Iterator[str]:
-    """Return an iterator over all documents but the empty and the blank ones, in the order of the files; duplicates included.
-
-    `spec.path` is relative to `directory`. Raises `CorpusError` when a source is missing or cannot be read.
+    """Return all documents but the empty and the blank ones, duplicates included, in the order of the files; `spec.path` is
+    relative to `directory`. Raises `CorpusError` when a source is missing or cannot be read.
     """
     if spec.hugging_face:
         texts = _read_hugging_face(spec)

@@ -67,8 +67,8 @@ class Executor(AbstractContextManager):
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it,
-        in the middle of anything, so the work is left to the next `events()`.
+        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it, so
+        the work is left to the next `events()`.
         """
         self._stopped = True
 

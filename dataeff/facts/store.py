@@ -8,8 +8,8 @@
     <kind folder>/<job id>/lock                 held by the process that runs it
     tokens/  studies/  imports/                 token files, declared studies, runs trained elsewhere
 
-Every file is written to a temporary name, synced, then renamed: a reader sees all of it or none. Who holds a folder's lock owns
-its attempts: one that still says `running` while nobody holds the lock belongs to a process that was killed.
+A reader sees all of a file or none. Who holds a folder's lock owns its attempts: one that still says `running` while nobody
+holds the lock belongs to a process that was killed.
 """
 
 import os

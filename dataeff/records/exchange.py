@@ -1,9 +1,8 @@
 """A study's records on the move: out to Parquet, CSV or a DuckDB file of its own, and back into any database.
 
-An export is one file a table, holding the rows that the study uses: runs with their curves and attempts, cells, trials,
-ensembles, samples. Weights and tokens stay where they are. An imported export is a fact: its files are copied to
-`imports/<study>/`. Importing adds what is missing; of a study that was never launched here, cells become those of the export.
-Doing it again does nothing. Fits come out, for readers of the files, but not in: they are made again.
+An export is one file a table, holding the rows that the study uses; weights and tokens stay where they are. An imported export is
+a fact: its files are copied to `imports/<study>/`. Importing adds what is missing, and of a study that was never launched here
+makes the cells those of the export; doing it again does nothing. Fits come out, for readers, and are made again here.
 """
 
 import filecmp

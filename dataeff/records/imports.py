@@ -13,6 +13,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -118,10 +119,8 @@ def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict
 
 
 def record_import(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
-    """Record the runs, cells and trials of an import and its study, from its folder alone; return the counts of `import_runs`.
-
-    Recording a folder again changes nothing; another import of the same study replaces cells and trials, and runs stay. Raises
-    `InputError`, naming the folder, when it cannot be read.
+    """Record an import from its folder alone; return the counts of `import_runs`. Recording it again changes nothing; another
+    import of the same study replaces cells and trials, and runs stay. Raises `InputError`, naming a folder that cannot be read.
     """
     fact, source = _read_folder(folder)
     runs, left_out = _runs(source, fact)
@@ -347,8 +346,7 @@ def _certificate(axes: Mapping[str, list[float]], losses: Mapping[tuple[int, ...
 
 def _run_id(run: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     values = {name: str(value) if isinstance(value, datetime) else value for name, value in run.items() if value is not None}
-    row = {name: _as_number(value) for name, value in spec.items() if value is not None}
-    return identity({"external": {"run": values, "row": row}})
+    return identity({"external": {"run": values, "row": {name: _as_number(v) for name, v in spec.items() if v is not None}}})
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -358,8 +356,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _as_number(value: Any) -> Any:
     """Return the number that a text means: whether a column was read as text or as numbers depends on its other rows."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return value
-    return number if math.isfinite(number) else value
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and math.isfinite(number := float(value)):
+            return number
+    return value

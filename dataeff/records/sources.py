@@ -1,9 +1,9 @@
 """Where results trained elsewhere are read: files of runs, Weights & Biases, MLflow. A source becomes a table, a row a run.
 
-DuckDB reads CSV, TSV and Parquet. What is nested (JSON, the configuration and summary of a tracker's run) becomes flat columns:
+DuckDB reads CSV, TSV and Parquet. What is nested (JSON, a tracker's configuration and summary) becomes flat columns:
 `optimizer.beta` for what lies within, and `lr` for `params.lr` or `config.lr` where no other group has that name. Trackers give
-text for numbers, so that such rows pass through CSV, whose types DuckDB finds over all rows. What the columns mean is for
-`dataeff.records.imports`; nothing is written, and nothing is decided here.
+text for numbers, so such rows pass through CSV, whose types DuckDB finds over all rows. What columns mean is for
+`dataeff.records.imports`.
 """
 
 import csv

@@ -4,9 +4,9 @@ DuckDB lets one process write or many read a file, never both. So a writer takes
 transaction and closes; a reader takes the lock for the moment of opening alone, so that a crowd of readers cannot
 starve the writer, and keeps the file no longer than it must. What another program holds is waited for, up to a limit.
 
-The file is an index of the files beside it. It is never migrated: one of another version of dataeff is refused as it is,
-and made anew under another name, which `replace_with` puts in its place. What the rows mean is for
-`dataeff.records.ingest` to know. Only `session` and the making of a schema import sqlmodel, which is slow to load.
+The file is an index of the files beside it and never migrated: one of another version of dataeff is refused as it is, and made
+anew under another name, which `replace_with` puts in its place. What rows mean is for `dataeff.records.ingest` to know. Only
+`session` and the making of a schema import sqlmodel, which is slow to load.
 """
 
 from __future__ import annotations

@@ -117,15 +117,11 @@ class StudySpec(Spec):
             Grid(values if info.field_name == "grid" else {info.field_name: values})
         return values
 
-    @field_validator("sizes")
-    def _distinct(cls, sizes: list[SizeSpec]) -> list[SizeSpec]:
-        names = [size.name for size in sizes]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two sizes have one name: {names}; names must differ")
-        return sizes
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        names = [size.name for size in self.sizes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sizes have one name twice: {names}; names must differ")
         _require([self.baseline], self.recipes, "baseline", "not a recipe")
         for name in self.recipes:
             self._check_names(name)

@@ -93,9 +93,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Compute with one CPU thread: sums then have one order, and a job has one result in whatever process; and two workers of
-    two threads each on two cores were measured 3-7x slower than of one thread each. Raises `OutOfMemory` where torch runs
-    out of memory.
+    """Compute with one CPU thread: sums then have one order, a job one result in whatever process, and two workers on two cores
+    were 3-7x as fast as with two threads each. Raises `OutOfMemory` where torch runs out of memory.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,8 +1,7 @@
 """Validation losses: cross-entropy over fixed held-out sequences, in nats per token, of a model, of an ensemble and its subsets.
 
-Of an ensemble each member gives its hidden states once a batch; then, a chunk of rows at a time, its logits. Subsets are walked
-so that each is an earlier one and one more member: a running mean of logits moves on by one step and one cross-entropy, and
-no more than K means are alive.
+Of an ensemble each member gives its hidden states once a batch; then, a chunk of rows at a time, its logits. Each subset is an
+earlier one and one more member: a mean of logits moves on by one step, and no more than K means are alive.
 
 Shapes: K members, S sequences of T tokens, R rows (predicted tokens), C hidden, V vocabulary, P subsets.
 """

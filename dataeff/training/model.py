@@ -27,7 +27,6 @@ IGNORED = -100  # the target of a last token, which has no next one
 CPU_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 DEVICE_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096)
 
-
 # MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors. oneDNN does, and its products run at twice the speed there;
 # torch calls it for a float32 linear layer only through this operator, inductor's own. It costs more to call, so small
 # weights stay with BLAS. Whole steps ran 1.2, 1.3 and 1.5 times as fast at widths 64, 128 and 256.

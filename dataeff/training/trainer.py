@@ -239,18 +239,13 @@ def train(
     device = pick_device(context.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    tokens = _training_text(spec, train_tokens, synthetic, device)
+    tokens = device_tokens(train_tokens, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
+    if spec.synthetic:
+        pool = np.empty(0) if synthetic is None else synthetic
+        sampled = device_tokens(pool, max(1, len(pool)), f"the text of sample {spec.synthetic.samples}", spec, device)
+        tokens = torch.cat([tokens[: spec.real_sequences], sampled])
     validation = device_tokens(validation_sequences, spec.validation_sequences, "the validation text", spec, device)
     with torch.random.fork_rng(enabled=spec.dropout > 0):
         run = _Run(spec, folder, context, device, tokens, validation, [teacher.to(device) for teacher in teachers])
         run.loop(checkpoint_seconds)
     return run.finish()
-
-
-def _training_text(spec: RunSpec, real: np.ndarray, synthetic: np.ndarray | None, device: torch.device) -> Tensor:
-    tokens = device_tokens(real, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
-    if spec.synthetic is None:
-        return tokens
-    pool = np.empty(0) if synthetic is None else synthetic
-    sampled = device_tokens(pool, max(1, len(pool)), f"the text of sample {spec.synthetic.samples}", spec, device)
-    return torch.cat([tokens[: spec.real_sequences], sampled])
