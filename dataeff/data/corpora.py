@@ -6,8 +6,6 @@ the others are for training. The texts are kept in a file and memory holds the p
 larger than memory; a single document may not. This module knows no tokens.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import hashlib
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
+from typing import NamedTuple
 
 from dataeff.errors import CorpusError
 from dataeff.specs.corpus import CorpusSpec
@@ -29,7 +28,7 @@ EMBEDDED = Path(__file__).parent / "state_of_the_union" / "documents.jsonl.xz"
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 WHITE_SPACE = re.compile(rb"\s")  # in bytes: ASCII white space, which is never a part of another UTF-8 character
 
-Source = tuple[str, int, int]  # path, size in bytes, time of the last change in nanoseconds
+FileState = tuple[str, int, int]  # path, size in bytes, time of the last change in nanoseconds
 Span = tuple[int, int]  # place and size of a text in a file, in bytes
 
 
@@ -41,8 +40,7 @@ class Texts:
     spans: list[Span]
 
     @cached_property
-    def size(self) -> int:
-        """Bytes of all texts."""
+    def size(self) -> int:  # in bytes
         return sum(size for _, size in self.spans)
 
     def __len__(self) -> int:
@@ -55,21 +53,16 @@ class Texts:
                 yield stream.read(size)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Documents for training and held out, each in its order; `passages` is None where documents were not cut."""
+class Split(NamedTuple):
+    """Documents for training, or their passages, and those held out, each in its order."""
 
     train: Texts
     validation: Texts
-    train_documents: int
-    duplicates_dropped: int
-    passages: int | None
 
 
 def documents(spec: CorpusSpec, directory: Path) -> Iterator[str]:
-    """Return an iterator over all documents but the empty and the blank ones, in the order of the files; duplicates included.
-
-    `spec.path` is relative to `directory`. Raises `CorpusError` when a source is missing or cannot be read.
+    """Return all documents but the empty and the blank ones, duplicates included, in the order of the files; `spec.path` is
+    relative to `directory`. Raises `CorpusError` when a source is missing or cannot be read.
     """
     if spec.hugging_face:
         texts = _read_hugging_face(spec)
@@ -80,17 +73,15 @@ def documents(spec: CorpusSpec, directory: Path) -> Iterator[str]:
     return (text for text in texts if text.strip())
 
 
-def sources(spec: CorpusSpec, directory: Path) -> list[Source]:
+def sources(spec: CorpusSpec, directory: Path) -> list[FileState]:
     """Return the files that a corpus is read from. A Hugging Face dataset has none: a new revision goes unnoticed."""
-    if spec.hugging_face:
-        return []
     if spec.path:
-        return [describe(file) for file in _files(spec.path, directory)]
-    return [(EMBEDDED.name, EMBEDDED.stat().st_size, 0)]
+        return [file_state(file) for file in _files(spec.path, directory)]
+    return [] if spec.hugging_face else [(EMBEDDED.name, EMBEDDED.stat().st_size, 0)]
 
 
-def describe(file: Path) -> Source:
-    """Return the `Source` of one file. Raises `CorpusError` when there is none."""
+def file_state(file: Path) -> FileState:
+    """Raises `CorpusError` when there is no such file."""
     if not file.is_file():
         raise CorpusError(f"there is no file {file}; a path is relative to the study file")
     status = file.stat()
@@ -103,22 +94,20 @@ def split(spec: CorpusSpec, directory: Path, file: Path, on_read: Callable[[int]
     `on_read` is called with the bytes read so far. Raises `CorpusError` where nothing would be left to train on.
     """
     spans: dict[bytes, Span] = {}
-    count = read = 0
+    read = 0
     with open(file, "wb") as stream:
         for document in documents(spec, directory):
             text = document.encode()
             if (digest := hashlib.sha256(text).digest()) not in spans:
                 spans[digest] = (stream.tell(), len(text))
                 stream.write(text)
-            count += 1
             read += len(text)
             on_read(read)
     if not spans:
         raise CorpusError(f"corpus '{spec.name}' has no text: every document is empty; give at least two with text")
     ordered = Texts(file, [spans[digest] for digest in sorted(spans)])
-    validation, train = _hold_out(ordered, spec) if len(ordered) > 1 else _cut_lone_document(ordered, spec)
-    passages = _sorted_passages(train, spec.passage_bytes) if spec.passage_bytes else train
-    return Split(passages, validation, len(train), count - len(ordered), len(passages) if spec.passage_bytes else None)
+    train, validation = _hold_out(ordered, spec) if len(ordered) > 1 else _cut_lone_document(ordered, spec)
+    return Split(_sorted_passages(train, spec.passage_bytes) if spec.passage_bytes else train, validation)
 
 
 def cut_into_passages(text: bytes, size: int) -> list[bytes]:
@@ -133,24 +122,24 @@ def cut_into_passages(text: bytes, size: int) -> list[bytes]:
     return [*passages, text[start:]]
 
 
-def _cut_lone_document(lone: Texts, spec: CorpusSpec) -> tuple[Texts, Texts]:
-    """Return the end of the text, `validation_fraction` of it, and the rest: one document cannot be held out whole."""
+def _cut_lone_document(lone: Texts, spec: CorpusSpec) -> Split:
+    """Hold out the end of the text, `validation_fraction` of it: one document cannot be held out whole."""
     [text] = lone
     gap = WHITE_SPACE.search(text, int(len(text) * (1 - spec.validation_fraction)))
     if not gap or not gap.start():
         raise CorpusError(f"corpus '{spec.name}' is one document without white space to cut it at; give more documents")
-    return Texts(lone.file, [(gap.start(), len(text) - gap.start())]), Texts(lone.file, [(0, gap.start())])
+    return Split(Texts(lone.file, [(0, gap.start())]), Texts(lone.file, [(gap.start(), len(text) - gap.start())]))
 
 
-def _hold_out(ordered: Texts, spec: CorpusSpec) -> tuple[Texts, Texts]:
-    """Return the first documents, until they hold `validation_fraction` of the bytes, and the rest."""
+def _hold_out(ordered: Texts, spec: CorpusSpec) -> Split:
+    """Hold out the first documents, until they have `validation_fraction` of the bytes."""
     ends = list(accumulate(size for _, size in ordered.spans))
     held_out = bisect_left(ends, spec.validation_fraction * ordered.size) + 1
     if held_out == len(ordered):
         held = f"{len(ordered)} distinct document(s), and holding out {spec.validation_fraction} of the bytes in whole ones"
         remedy = "give more or shorter documents, or a smaller validation_fraction"
         raise CorpusError(f"corpus '{spec.name}' has {held} leaves none to train on; {remedy}")
-    return Texts(ordered.file, ordered.spans[:held_out]), Texts(ordered.file, ordered.spans[held_out:])
+    return Split(Texts(ordered.file, ordered.spans[held_out:]), Texts(ordered.file, ordered.spans[:held_out]))
 
 
 def _sorted_passages(texts: Texts, size: int) -> Texts:
@@ -182,39 +171,37 @@ def _files(path: str, directory: Path) -> list[Path]:
     if not files:
         remedy = f"a path is relative to the study file and means a file, a folder or a glob of {suffixes}"
         raise CorpusError(f"corpus path '{path}' does not exist or matches no file: {full}; {remedy}")
-    for file in files:
-        if not _reader(file):
-            raise CorpusError(f"{file} has the suffix '{file.suffix}', which is unknown; valid: {suffixes}")
+    if unknown := [file for file in files if not _reader(file)]:
+        raise CorpusError(f"{unknown[0]} has the suffix '{unknown[0].suffix}', which is unknown; valid: {suffixes}")
     return sorted(files)
 
 
-def _lines(file: Path) -> Iterator[str]:
-    number = 0
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield each line with its place, for messages."""
+    where = str(file)
     try:
         with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
-            for line in stream:
-                number += 1
-                yield line.decode()
+            for number, line in enumerate(stream, start=1):
+                where = f"{file}, line {number}"
+                yield where, line.decode()
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}, line {number}: not valid UTF-8: {error.reason}; convert the file to UTF-8") from error
+        raise CorpusError(f"{where}: not valid UTF-8: {error.reason}; convert the file to UTF-8") from error
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"{file} is damaged or not a {file.suffix} file: {error}; compress it again") from error
 
 
 def _read_text(file: Path, text_field: str) -> Iterator[str]:
-    yield "".join(_lines(file))
+    yield "".join(line for _, line in _lines(file))
 
 
 def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{where}: not valid JSON: {error}; put one JSON object on each line") from error
-        yield _text(row, text_field, where)
+    for where, line in _lines(file):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CorpusError(f"{where}: not valid JSON: {error}; put one JSON object on each line") from error
+            yield _text(row, text_field, where)
 
 
 def _read_parquet(file: Path, text_field: str) -> Iterator[str]:

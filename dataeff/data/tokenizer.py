@@ -5,8 +5,6 @@ spells a special token, such as <|endoftext|>, is encoded as the characters it i
 separator. Training and encoding are deterministic: the same documents in any process give the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -10,12 +10,12 @@ The key is made of specs, paths, sizes and times of change: it says when to buil
 content alone. A folder without tokens.json is not built, and its lock says whether somebody builds it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -24,11 +24,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from dataeff.data.corpora import Texts, describe, sources, split
+from dataeff.data.corpora import Texts, file_state, sources, split
 from dataeff.errors import CorpusError
 from dataeff.facts.store import Store, replacing, write_atomically
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.identity import identity
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 20  # of text that is encoded at once; the last document of a batch may exceed it
 BUILDER_VERSION = 1  # raised when the same corpus would give other files than before
@@ -48,10 +50,6 @@ class Tokens(BaseModel, frozen=True):
     validation_tokens: int
     train_bytes: int
     validation_bytes: int
-    train_documents: int  # whole documents, before they are cut into passages
-    validation_documents: int
-    duplicates_dropped: int
-    passages: int | None  # that the training documents were cut into; None where they were not
     corpus: CorpusSpec
     tokenizer: TokenizerSpec
     created_at: datetime
@@ -95,8 +93,7 @@ def build_tokens(
         store.tokens.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _is_built(folder):
-                if folder.exists():
-                    shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 _remove_unfinished(store.tokens)
                 folder.mkdir()
                 try:
@@ -138,7 +135,7 @@ def find_tokens(store: Store, fingerprint: str) -> Tokens:
 def _key(corpus: CorpusSpec, tokenizer: TokenizerSpec, directory: Path) -> str:
     files = sources(corpus, directory)
     if tokenizer.path:
-        files.append(describe(directory / Path(tokenizer.path).expanduser()))
+        files.append(file_state(directory / Path(tokenizer.path).expanduser()))
     specs = {"corpus": corpus.model_dump(exclude_defaults=True), "tokenizer": tokenizer.model_dump(exclude_defaults=True)}
     return identity({"builder": BUILDER_VERSION, "sources": files, **specs})
 
@@ -154,12 +151,9 @@ def _load_facts(folder: Path) -> Tokens:
 def _remove_unfinished(root: Path) -> None:
     """Remove the folders that killed builders of other corpora left."""
     for folder in [folder for folder in root.glob("*/") if not _is_built(folder)]:
-        try:
-            with FileLock(f"{folder}.lock", timeout=0):
-                if not _is_built(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-        except Timeout:
-            continue  # its builder is alive
+        with suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):  # else its builder is alive
+            if not _is_built(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Path, on_progress: OnProgress) -> None:
@@ -174,6 +168,9 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
     else:
         tokenizer = load(spec, directory)
     vocabulary, separator = vocabulary_size(tokenizer), separator_id(tokenizer)
+    if spec.vocabulary and vocabulary < spec.vocabulary:
+        given = f"the text gives {vocabulary} tokens, as pairs that occur once are not merged"
+        log.warning("tokenizer.vocabulary = %d: %s; models are built for those; set it to %d", spec.vocabulary, given, vocabulary)
     dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
 
     def write(file: Path, documents: Texts, encoded: int) -> int:
@@ -185,8 +182,9 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
                     stream.write(np.array([separator, *encoding.ids], dtype).tobytes())
         return file.stat().st_size // dtype.itemsize
 
-    train_tokens = write(folder / "train.bin", texts.train, 0)
-    validation_tokens = write(folder / "validation.bin", texts.validation, train_bytes)
+    counts = {"train_bytes": train_bytes, "validation_bytes": validation_bytes}
+    counts["train_tokens"] = write(folder / "train.bin", texts.train, 0)
+    counts["validation_tokens"] = write(folder / "validation.bin", texts.validation, train_bytes)
     write_atomically(folder / "tokenizer.json", tokenizer.to_str())
     (folder / "texts").unlink()
     tokens = Tokens(
@@ -195,14 +193,7 @@ def _build(folder: Path, corpus: CorpusSpec, spec: TokenizerSpec, directory: Pat
         dtype=dtype.str,
         vocabulary=vocabulary,
         separator=separator,
-        train_tokens=train_tokens,
-        validation_tokens=validation_tokens,
-        train_bytes=train_bytes,
-        validation_bytes=validation_bytes,
-        train_documents=texts.train_documents,
-        validation_documents=len(texts.validation),
-        duplicates_dropped=texts.duplicates_dropped,
-        passages=texts.passages,
+        **counts,
         corpus=corpus,
         tokenizer=spec,
         created_at=datetime.now(UTC),
@@ -223,9 +214,8 @@ def _batches(texts: Texts, on_done: Callable[[int], None]) -> Iterator[list[str]
 
 
 def _fingerprint(folder: Path, dtype: str, vocabulary: int) -> str:
-    """Return the id of what a run is trained and judged on: the bytes of both token files, and how many tokens there are.
-
-    The tokenizer itself stays out: its file is written by a library whose layout changes from version to version.
+    """Return the id of what a run is trained and judged on: the bytes of both token files, and how many tokens there are. The
+    tokenizer's own file stays out: the library that writes it changes its layout.
     """
     files = [np.memmap(folder / name, np.uint8, "r") for name in ("train.bin", "validation.bin")]
     return identity({"files": [hashlib.sha256(file).hexdigest() for file in files], "dtype": dtype, "vocabulary": vocabulary})

@@ -5,11 +5,9 @@ searches, the database or what kinds of jobs there are: it may be replaced by a 
 outcome is never guessed: a job ends with the outcome its attempt has on disk.
 """
 
-from __future__ import annotations
-
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Self
 
 from dataeff.facts.job import Job, Outcome, Progress
 from dataeff.facts.store import JobFolder, Store
@@ -48,7 +46,7 @@ class Ended:
 Event = Progress | Ended
 
 
-class Executor:
+class Executor(AbstractContextManager):
     """Runs jobs. Leaving the context stops every process it started."""
 
     slots = 1  # jobs that run at the same time
@@ -56,9 +54,6 @@ class Executor:
     def __init__(self) -> None:
         self._requests: deque[Request] = deque()
         self._stopped = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
@@ -72,13 +67,12 @@ class Executor:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it,
-        in the middle of anything, so the work is left to the next `events()`.
+        """Ask every job to end soon: running ones write a checkpoint, waiting ones never start. A signal handler may call it, so
+        the work is left to the next `events()`.
         """
         self._stopped = True
 
     def _end_waiting(self) -> list[Event]:
-        """Return the end of every job that has not started."""
         ended = [Ended(each.id, "preempted", "stopped before it started", trained=False) for each in self._requests]
         self._requests.clear()
         return ended

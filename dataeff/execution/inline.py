@@ -1,7 +1,5 @@
 """The executor that runs jobs in this process, one after another: for debugging, notebooks and tests."""
 
-from __future__ import annotations
-
 from dataeff.execution.base import Event, Executor
 from dataeff.execution.worker import run_job
 

@@ -4,8 +4,6 @@ A worker is started once and runs many jobs, so that importing torch is paid onc
 forked: a forked CUDA context or thread pool is broken. A worker that dies is replaced, and its job ends as `killed`.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import platform
@@ -38,11 +36,9 @@ def usable_gpus() -> list[str]:
 
 def default_workers() -> int:
     """One worker a GPU; one on Apple silicon, whose GPU they would share; else one a CPU core this process may use."""
-    if gpus := usable_gpus():
-        return len(gpus)
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_gpus()) or (1 if apple else cores)
 
 
 @dataclass
@@ -93,27 +89,25 @@ class LocalExecutor(Executor):
     def _dispatch(self) -> None:
         while self._requests and not self._stopped:
             worker = next((w for w in self._workers if w.request is None), None)
+            if worker is None and len(self._workers) == self.slots:
+                return
             if worker is None:
-                if len(self._workers) == self.slots:
-                    return
                 used = [worker.gpu for worker in self._workers]
                 worker = _start(min(self._gpus, key=used.count, default=None))  # the least used GPU
                 self._workers.append(worker)
-            worker.request = self._requests.popleft()
             try:
-                worker.connection.send(worker.request)
+                worker.connection.send(self._requests[0])
+                worker.request = self._requests.popleft()
             except BrokenPipeError:  # it died while idle: the job has not begun, another worker takes it
-                self._requests.appendleft(worker.request)
                 self._workers.remove(worker)
 
     def events(self, timeout: float) -> list[Event]:
         busy = {worker.connection: worker for worker in self._workers if worker.request is not None}
         events: list[Event] = self._end_waiting() if self._stopped else []
-        for worker in busy.values():
-            if self._stopped and not worker.asked_to_stop:
-                worker.asked_to_stop = True
-                with suppress(BrokenPipeError):  # already gone: its pipe is found closed below
-                    worker.connection.send(None)
+        for worker in [worker for worker in busy.values() if self._stopped and not worker.asked_to_stop]:
+            worker.asked_to_stop = True
+            with suppress(BrokenPipeError):  # already gone: its pipe is found closed below
+                worker.connection.send(None)
         for connection in wait(list(busy), timeout=0 if events else timeout):
             worker = busy[connection]
             try:

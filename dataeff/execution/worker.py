@@ -4,8 +4,6 @@ A worker holds the lock of the job's folder while it runs it, so that two studie
 stops, with a checkpoint, when it is asked to or when its controller is gone. It knows no kind of job.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time
@@ -78,10 +76,8 @@ def _run_locked(request: Request, context: Context) -> Ended:
             write_atomically(folder.result, result.model_dump_json(indent=1))
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         outcome, reason = _outcome(result)
-    except Preempted as error:
-        outcome, reason = "preempted", str(error)
-    except OutOfMemory as error:
-        outcome, reason = "out_of_memory", str(error)
+    except (Preempted, OutOfMemory) as error:
+        outcome, reason = "preempted" if isinstance(error, Preempted) else "out_of_memory", str(error)
     except Exception as error:  # whatever it was, it is this attempt's outcome; the traceback is kept beside it
         outcome, reason = "failed", f"{type(error).__name__}: {error}"
         write_atomically(folder.attempts / f"{attempt.number:04d}.txt", traceback.format_exc())

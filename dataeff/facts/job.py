@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from dataeff.errors import InputError, nearest
 from dataeff.specs.identity import identity
 from dataeff.specs.spec import Input, Spec
 
@@ -87,9 +86,8 @@ class Job(Spec):
 
     @cached_property
     def id(self) -> str:
-        first = {"kind": self.kind, "version": self.version}
-        if self.always_hashed is not None:
-            first = self.model_dump(include=self.always_hashed)
+        new = self.always_hashed is None
+        first = {"kind": self.kind, "version": self.version} if new else self.model_dump(include=self.always_hashed)
         return identity({**first, **self.model_dump(exclude_defaults=True)})
 
     @cached_property
@@ -111,19 +109,11 @@ class Job(Spec):
         return {"job": [{**row, "spec": self.model_dump(mode="json"), "result": result.model_dump(mode="json")}]}
 
 
-def job_class(kind: str) -> type[Job]:
-    """Return the class of a kind. Raises `InputError` for one whose module was not imported."""
-    if kind not in Job.kinds:
-        raise InputError(f"there is no kind of job '{kind}'; {nearest(kind, Job.kinds)}")
-    return Job.kinds[kind]
-
-
 def _inputs(value: object) -> Iterator[Input]:
     if isinstance(value, Input):
         yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _inputs(getattr(value, name))
-    elif isinstance(value, (list, tuple)):
+    if isinstance(value, BaseModel):
+        value = [getattr(value, name) for name in type(value).model_fields]
+    if isinstance(value, (list, tuple)):
         for each in value:
             yield from _inputs(each)

@@ -8,20 +8,19 @@
     <kind folder>/<job id>/lock                 held by the process that runs it
     tokens/  studies/  imports/                 token files, declared studies, runs trained elsewhere
 
-Every file is written to a temporary name, synced, then renamed: a reader sees all of it or none. Who holds a folder's lock owns
-its attempts: one that still says `running` while nobody holds the lock belongs to a process that was killed.
+A reader sees all of a file or none. Who holds a folder's lock owns its attempts: one that still says `running` while nobody
+holds the lock belongs to a process that was killed.
 """
 
-from __future__ import annotations
-
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -60,7 +59,7 @@ class Store:
     path: Path
 
     @classmethod
-    def beside(cls, database: Path) -> Store:
+    def beside(cls, database: Path) -> Self:
         return cls(database.with_name(database.stem + ".files"))
 
     @property
@@ -71,25 +70,20 @@ class Store:
         return self.path / FOLDERS.get(kind, kind)
 
     def folder(self, job: Job) -> JobFolder:
-        """Return the folder of a job; its name is the job's id."""
         return JobFolder(self.of_kind(job.kind) / job.id)
 
     def run(self, run_id: str) -> JobFolder:
         return JobFolder(self.of_kind("train") / run_id)
 
     def folders(self, kind: str) -> Iterator[JobFolder]:
-        """Yield the folders of a kind, in the order of their ids."""
         return map(JobFolder, sorted(self.of_kind(kind).glob("*/")))
 
     def require_known_kinds(self) -> None:
         """Raise `InputError` where the store has jobs of a kind whose module was not imported."""
         known = {self.of_kind(kind) for kind in Job.kinds}
-        for result in self.path.glob("*/*/result.json"):
-            if result.parent.parent not in known:
-                raise InputError(
-                    f"{result.parent.parent} holds jobs of a kind that is not known here; valid: {', '.join(Job.kinds)}. Import "
-                    "the module that defines it, in Python, and do the same there"
-                )
+        if unknown := {result.parent.parent for result in self.path.glob("*/*/result.json")} - known:
+            valid = f"valid: {', '.join(Job.kinds)}; import the module that defines it, in Python, and do the same there"
+            raise InputError(f"{min(unknown)} holds jobs of a kind that is not known here; {valid}")
 
     def weights(self, member: Input) -> Path:
         """Return the weights of a run, or those of one of its snapshots."""
@@ -102,7 +96,7 @@ class Store:
     def is_complete(self, job: Job) -> bool:
         """Whether the result and all that other jobs need of this one are there."""
         folder = self.folder(job)
-        if not folder.result.exists():
+        if not self.has_result(job):
             return False
         whole = all((folder.path / name).exists() for name in job.outputs)
         return whole or job.useless(load_fact(job.Result, folder.result)) is not None  # which never had outputs
@@ -119,18 +113,22 @@ def load_fact(model: type[Model], path: Path) -> Model:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which replaces it at the end: it is there whole or not at all, even across a
-    kill or a power cut. The name is unique across hosts, which may share the folder.
+    """Yield a temporary path beside `path`, for a file or a folder of files that replaces it at the end: it is there whole or not
+    at all, even across a kill or a power cut. The name is unique across hosts, which may share the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
+            with open(file, "rb+") as stream:
+                os.fsync(stream.fileno())
+        old = path.rename(f"{temporary}.old") if path.is_dir() else None
         os.replace(temporary, path)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True) if temporary.is_file() else shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -140,21 +138,18 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def recorded_attempts(folder: JobFolder) -> list[Attempt]:
-    """Return the attempts at a job, in order."""
     return [load_fact(Attempt, path) for path in sorted(folder.attempts.glob("*.json"))]
 
 
 def start_attempt(folder: JobFolder, device: str) -> Attempt:
     """Record the start of a new attempt, and any earlier one that never ended as killed. Needs the folder's lock."""
-    here = {"host": socket.gethostname(), "process_id": os.getpid(), "device": device}
-    number = len(mark_killed_attempts(folder)) + 1
-    attempt = Attempt(job_id=folder.id, number=number, started_at=datetime.now(UTC), **here)
+    number, here = len(mark_killed_attempts(folder)) + 1, {"host": socket.gethostname(), "process_id": os.getpid()}
+    attempt = Attempt(job_id=folder.id, number=number, started_at=datetime.now(UTC), device=device, **here)
     _write(folder, attempt)
     return attempt
 
 
 def end_attempt(folder: JobFolder, attempt: Attempt, outcome: Outcome, reason: str | None = None) -> None:
-    """Record how an attempt ended."""
     _write(folder, attempt.model_copy(update={"ended_at": datetime.now(UTC), "outcome": outcome, "reason": reason}))
 
 

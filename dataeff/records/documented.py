@@ -4,8 +4,6 @@ Its shape is fixed by tests: a heading for each table and view, a row for each c
 under "Questions" in which a comment line is a title.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from typing import Any, NamedTuple
@@ -43,16 +41,12 @@ def meanings() -> dict[tuple[str, str], str]:
 @cache
 def units() -> dict[str, str]:
     """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
-    units: dict[str, str] = {}
-    for (_, column), meaning in meanings().items():
-        if unit := re.search(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)", meaning):
-            units.setdefault(column, unit[1])
-    return units
+    unit = re.compile(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)")
+    return {column: found[1] for (_, column), text in reversed(meanings().items()) if (found := unit.search(text))}
 
 
 @cache
 def questions() -> list[Question]:
-    """Return the bundled questions, in order."""
     block = re.search(r"^## Questions$.+?```sql\n(.+?)```", _readme(), flags=re.MULTILINE | re.DOTALL)
     pieces = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)
     return [Question(title, chart, text.strip().removesuffix(";")) for title, chart, text in pieces]

@@ -1,24 +1,21 @@
 """A study's records on the move: out to Parquet, CSV or a DuckDB file of its own, and back into any database.
 
-An export is one file a table, holding the rows that the study uses: runs with their curves and attempts, cells, trials,
-ensembles, samples. Weights and tokens stay where they are. An imported export is a fact: its files are copied to
-`imports/<study>/`. Importing adds what is missing and changes nothing else, so doing it again does nothing. Fits come out, for
-readers of the files, but not in: they are made again.
+An export is one file a table, holding the rows that the study uses; weights and tokens stay where they are. An imported export is
+a fact: its files are copied to `imports/<study>/`. Importing adds what is missing, and of a study that was never launched here
+makes the cells those of the export; doing it again does nothing. Fits come out, for readers, and are made again here.
 """
 
-from __future__ import annotations
-
-import os
+import filecmp
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
 
-from dataeff.errors import InputError, NotFoundError
-from dataeff.facts.store import Store
+from dataeff.errors import InputError, NotFoundError, SchemaError
+from dataeff.facts.store import Store, replacing
+from dataeff.records.ingest import delete_cells
 from dataeff.records.queries import literal, require_study
 from dataeff.records.store import Database
 
@@ -74,40 +71,60 @@ def export_study(database: Database, study: str, target: Path) -> dict[str, int]
 
 
 def import_study(database: Database, source: Path) -> dict[str, int]:
-    """Keep a copy of an export in folder `source`, of Parquet files, beside the database and add its rows; return the new rows
-    of each table.
+    """Keep a copy of an export, of whichever form, beside the database and add its rows; return the new rows of each table.
 
-    Raises `NotFoundError` when the folder holds no export, `InputError` when it is of another version of dataeff, or a study of
-    that name is recorded that asks for other runs; nothing is changed then.
+    Raises `NotFoundError` where there is no export, `InputError` when it is of another version of dataeff, or a study of its
+    name is recorded that asks for other runs; nothing is changed then.
     """
+    if source.is_file():
+        return _import_database(database, source)
     files = _files(source)
     with database.write() as connection:
-        _require_columns(connection, source, files)
+        for table, file in files.items():
+            ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, _rows(file)))
+            if ours != theirs:
+                differ = f"the columns of {table} differ in {', '.join(sorted(ours ^ theirs))}"
+                raise InputError(f"{source} was exported by another version of dataeff: {differ}; export it again with this one")
         name, differs = connection.execute(
             f"""SELECT name, here.spec::VARCHAR <> there.spec::VARCHAR
-                FROM {literal(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
+                FROM {_rows(files["study"])} AS there LEFT JOIN study AS here USING (name)"""
         ).fetchone()
         if differs:
-            raise InputError(
-                f"study {name} is recorded in {database.path} and asks for other runs than the one in {source}; "
-                "name another database with --database"
-            )
-        folder = Store.beside(database.path).path / "imports" / name
-        if source.resolve() != folder.resolve():
-            with replacing_folder(folder) as new:
+            remedy = "name another database with --database"
+            raise InputError(f"study {name} of {database.path} asks for other runs than the one in {source}; {remedy}")
+        store, names = Store.beside(database.path).path, [file.name for file in files.values()]
+        folder = store / "imports" / name
+        if filecmp.cmpfiles(source, folder, names, shallow=False)[0] != names:  # new, or other than what was imported before
+            with replacing(folder) as new:
+                new.mkdir()
                 for file in files.values():
                     shutil.copyfile(file, new / file.name)
+            if not (store / "studies" / f"{name}.json").exists():  # cells of a study launched here are what its runs make them
+                delete_cells(connection, name)
+                connection.execute("DELETE FROM study WHERE name = $1", [name])
         return record_export(connection, folder)
 
 
+def _import_database(database: Database, source: Path) -> dict[str, int]:
+    """Import every study of a DuckDB file."""
+    added: Counter[str] = Counter()
+    try:
+        with Database(source).read() as connection, TemporaryDirectory() as folder:
+            for (study,) in connection.execute("SELECT name FROM study").fetchall():
+                export_study(Database(source), study, Path(folder) / study)
+                added.update(import_study(database, Path(folder) / study))
+    except SchemaError as error:
+        raise InputError(f"{source} was written by another version of dataeff; export its study again with this one") from error
+    return dict(added)
+
+
 def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
-    """Add the rows of an export; return the new rows of each table. Cells of a study that is recorded stay as they are."""
+    """Add the rows of an export; return the new rows of each table. A study that is recorded keeps its cells."""
     files, added = _files(folder), {}
-    recorded = connection.execute(f"SELECT 1 FROM study SEMI JOIN {literal(files['study'])} USING (name)").fetchone()
-    skipped = ("study", "cell", "trial", "cell_ensemble") if recorded else ()
-    for table in (*_PARTS, *(table for table in _ROWS if table not in _PARTS)):  # parts before their whole
-        if table in files and table not in skipped:
-            rows, whole = f"SELECT * FROM {literal(files[table])}", _PARTS.get(table)
+    recorded = connection.execute(f"SELECT 1 FROM study SEMI JOIN {_rows(files['study'])} USING (name)").fetchone()
+    for table in dict.fromkeys((*_PARTS, *_ROWS)):  # parts before their whole
+        if table in files and not (recorded and table in ("study", "cell", "trial", "cell_ensemble")):
+            rows, whole = f"SELECT * FROM {_rows(files[table])}", _PARTS.get(table)
             new = f"WHERE {whole}_id NOT IN (SELECT {whole}_id FROM {whole})" if whole else "ON CONFLICT DO NOTHING"
             (added[table],) = connection.execute(f"INSERT INTO {table} BY NAME {rows} {new}").fetchone()
     return added
@@ -115,41 +132,19 @@ def record_export(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds an export, and not rows of runs trained elsewhere."""
-    return (folder / "study.parquet").is_file()
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` at the end: it is there whole or not at all."""
-    new, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    for path in new.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    return any(folder.glob("study.*"))
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    paths = {table: folder.resolve() / f"{table}.parquet" for table in _ROWS if table != "fit"}
-    files = {table: path for table, path in paths.items() if path.is_file()}
+    paths = [folder.resolve() / f"{table}.{form}" for table in _ROWS if table != "fit" for form in ("csv", "parquet")]
+    files = {path.stem: path for path in paths if path.is_file()}
     if missing := [table for table in _REQUIRED if table not in files]:
-        raise NotFoundError(
-            f"{folder} holds no export of a study: there is no {missing[0]}.parquet; `dataeff export STUDY FOLDER` makes one"
-        )
+        lacks = f"there is no {missing[0]}.parquet and no {missing[0]}.csv"
+        raise NotFoundError(f"{folder} holds no export of a study: {lacks}; `dataeff export STUDY FOLDER` makes one")
     return files
 
 
-def _require_columns(connection: duckdb.DuckDBPyConnection, source: Path, files: dict[str, Path]) -> None:
-    for table, file in files.items():
-        ours, theirs = (set(connection.sql(f"FROM {rows}").columns) for rows in (table, literal(file)))
-        if ours != theirs:
-            raise InputError(
-                f"{source} was exported by another version of dataeff: the columns of {table} differ in "
-                f"{', '.join(sorted(ours ^ theirs))}; export it again with this version"
-            )
+def _rows(file: Path) -> str:
+    """Return the rows of a file for SQL. CSV is text until it is inserted: guessed types would make numbers of ids."""
+    options = "header = true, all_varchar = true, allow_quoted_nulls = false"
+    return f"read_csv({literal(file)}, {options})" if file.suffix == ".csv" else literal(file)

@@ -1,15 +1,10 @@
 """Results trained elsewhere become runs of a study, and the views answer on them as on runs trained here.
 
-One row of a source is one run: columns named as those of table `run` fill that row, and all of them stay in `spec`. The rows of
-one (recipe, D, size) are a cell; the distinct lr, weight_decay and epochs of a recipe are its grid. A run id is a hash of all
-that is known of a row, so that a row imported twice is one run.
-
-An import is a fact on disk, `imports/<study>/`: the rows as read in `rows.parquet`, and in `import.json` what their columns mean.
-`record_import` makes every row of the database from that folder. A column without a place, a value of another type, a row given
-twice are refused before anything is written. `dataeff.records.sources` reads the rows.
+One row of a source (`dataeff.records.sources`) is one run: columns named as those of table `run` fill that row, and all of them
+stay in `spec`. The rows of one (recipe, D, size) are a cell; the distinct lr, weight_decay and epochs of a recipe are its grid. A
+run id is a hash of all that is known of a row: one imported twice is one run. What cannot be a run is refused before anything is
+written. An import is a fact on disk, `imports/<study>/`: the rows in `rows.parquet`, and in `import.json` what they mean.
 """
-
-from __future__ import annotations
 
 import filecmp
 import json
@@ -18,7 +13,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from contextlib import suppress
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -31,15 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.dataclasses import dataclass
 
 from dataeff.errors import InputError, QueryError, nearest
-from dataeff.facts.store import Store
-from dataeff.records.exchange import replacing_folder
+from dataeff.facts.store import Store, replacing
 from dataeff.records.ingest import delete_cells, record_cells, record_runs, record_study
 from dataeff.records.queries import literal, query, records
-from dataeff.records.sources import ROW, Source, connect_to
+from dataeff.records.sources import ROW, RowsOfRuns, connect_to
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import certificate, certificate_columns
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json, identity
+from dataeff.specs.study import NAME, NAME_RULE
 
 REQUIRED = ("recipe", "seed_tokens", "parameters_total", "val_loss")
 AXES = ("lr", "weight_decay", "epochs")
@@ -52,7 +48,7 @@ SPELLINGS = {"learning_rate": "lr", "wd": "weight_decay", "seed": "train_seed", 
 SPELLINGS |= {"tokens": "seed_tokens", "state": "status", "created": "started_at", "runtime": "wall_seconds"}
 SPEC = "dataeff_spec"  # the name under which a query has a whole row of the source
 NOT_OF_RUN = ("recipe", "size", "members", "row", "cell_id")  # of what is gathered of a run
-SHOWN = 10  # mistakes in one message
+SHOWN = 3  # mistakes in one message
 _RULES = {  # by kind of pydantic's errors
     "literal_error": f"no such status. Valid: {', '.join((*ENDED, *LEFT_OUT))}",
     "finite_number": "it must be finite; a run that diverged says so, or that it finished, in its status",
@@ -60,13 +56,15 @@ _RULES = {  # by kind of pydantic's errors
     "less_than_equal": 'an ensemble\'s loss is no run; leave ensembles out with --where "{column} = 1"',
 }
 Count = Annotated[int, Field(gt=0, lt=2**63)]
-Mistake = tuple[int, str]  # number of the row, what is wrong with it
 
 
 @dataclass(frozen=True)
 class Import:
     """What a study takes from a source. `columns` gives for a column of `run`, or recipe, size and members, one of the source or
-    SQL over those; `ignored` may hold patterns with *; `where` is a SQL condition on the source's columns."""
+    SQL over those; `ignored` may hold patterns with *; `where` is a SQL condition on the source's columns.
+
+    As the content of `import.json` it says where and when too, and `columns` is SQL for every column of `run` that is filled.
+    """
 
     study: str
     columns: dict[str, str] = field(default_factory=dict)
@@ -75,14 +73,8 @@ class Import:
     baseline: str | None = None
     limits: dict[str, str] = field(default_factory=dict)
     question: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportFact(Import):
-    """The content of `import.json`; here `columns` gives SQL for every column of `run` that the source fills."""
-
-    source: str
-    imported_at: datetime
+    source: str = ""
+    imported_at: datetime | None = None
 
 
 class _Cell(BaseModel):
@@ -99,18 +91,18 @@ class _Cell(BaseModel):
     val_loss: Annotated[float, Field(ge=0)] = None  # may be left out, as of a run that diverged, and not be NULL
 
 
-def import_runs(database: Database, source: Source, request: Import) -> dict[str, int]:
+def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict[str, int]:
     """Write the source's rows to `imports/<study>/` beside the database and record them; return how many rows became what.
 
     Raises `InputError`, naming columns or rows, for what cannot be a run, and when a study of that name was declared here;
     `QueryError` for SQL that DuckDB refuses. Nothing is changed then, on disk or in the database.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", request.study):
-        raise InputError(f"--study {request.study}: a study's name is made of letters, digits, '.', '_' and '-'; choose another")
+    if not NAME.fullmatch(request.study):
+        raise InputError(f"--study {request.study}: {NAME_RULE}; choose another")
     rows = source.connection
     columns = [name for name, *_ in rows.execute("DESCRIBE unfiltered").fetchall() if name != ROW]
-    mapping = _mapping(source.name, request, columns)
-    fact = ImportFact(**asdict(request) | {"columns": mapping}, source=source.name, imported_at=datetime.now(UTC))
+    fact = replace(request, source=source.name, imported_at=datetime.now(UTC))
+    fact = replace(fact, columns=_mapping(fact, columns))
     try:
         query(rows, f"CREATE OR REPLACE TABLE source AS FROM unfiltered WHERE (\n{request.where}\n) ORDER BY {ROW}")
         runs, _ = _runs(rows, fact)
@@ -118,65 +110,57 @@ def import_runs(database: Database, source: Source, request: Import) -> dict[str
     except QueryError as error:
         raise QueryError(f"{error}\nThe columns of {source.name} are: {', '.join(columns)}") from error
     with database.write() as connection:
-        _require_no_declared_study(connection, fact.study)
+        if connection.execute("SELECT 1 FROM study WHERE name = $1 AND imported_from IS NULL", [fact.study]).fetchone():
+            rule = "was declared and run here, and an import would replace it; give another name with --study"
+            raise InputError(f"study {fact.study} {rule}")
         folder = Store.beside(database.path).path / "imports" / fact.study
         _write_folder(folder, rows, fact)
         return record_import(connection, folder)
 
 
 def record_import(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
-    """Record the runs, cells and trials of an import and its study, from its folder alone; return the counts of `import_runs`.
-
-    Recording a folder again changes nothing; another import of the same study replaces cells and trials, and runs stay. Raises
-    `InputError`, naming the folder, when it cannot be read.
+    """Record an import from its folder alone; return the counts of `import_runs`. Recording it again changes nothing; another
+    import of the same study replaces cells and trials, and runs stay. Raises `InputError`, naming a folder that cannot be read.
     """
     fact, source = _read_folder(folder)
-    _require_no_declared_study(connection, fact.study)
     runs, left_out = _runs(source, fact)
     new = record_runs(connection, [{name: run[name] for name in run if name not in NOT_OF_RUN} for run in runs])
     cells = list(_cells(runs, fact))
     recorded = connection.execute("SELECT updated_at FROM study WHERE name = $1", [fact.study]).fetchone()
     if recorded != (fact.imported_at,):
         delete_cells(connection, fact.study)
-        _record_study(connection, fact, list(dict.fromkeys(run["recipe"] for run in runs)))
+        record_study(connection, _study_row(fact, list(dict.fromkeys(run["recipe"] for run in runs))))
         record_cells(connection, [cell for cell, _ in cells], [trial for _, trials in cells for trial in trials])
     return {"new runs": new, "runs already there": len(runs) - new, "cells": len(cells), **left_out}
 
 
-def _record_study(connection: duckdb.DuckDBPyConnection, fact: ImportFact, recipes: Sequence[str]) -> None:
+def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
     limits = {recipe: {"limit": fact.limits.get(recipe, "best")} for recipe in recipes}
     spec = {"recipes": limits, "columns": fact.columns, "ignored": fact.ignored, "where": fact.where}
     question = fact.question or f"What do the runs of {fact.source} show?"
     row = {"name": fact.study, "question": question, "baseline": fact.baseline, "imported_from": fact.source}
-    unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
     times = {"started_at": fact.imported_at, "updated_at": fact.imported_at}
-    record_study(connection, {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec})
+    unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
+    return {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec}
 
 
-def _require_no_declared_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
-    declared = "SELECT true FROM study WHERE name = $1 AND imported_from IS NULL"
-    if connection.execute(declared, [study]).fetchone():
-        raise InputError(
-            f"study {study} was declared and run here, and an import would replace it; give another name with --study"
-        )
-
-
-def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: ImportFact) -> None:
+def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: Import) -> None:
     """Write an import's folder in place of an earlier one; an earlier one of the same content stays."""
-    with replacing_folder(folder) as new:
+    with replacing(folder) as new:
+        new.mkdir()
         rows = new / "rows.parquet"
         source.execute(f"COPY source TO {literal(rows)} (FORMAT parquet)")
         if folder.exists():
             earlier, _ = _read_folder(folder)
             if replace(fact, imported_at=earlier.imported_at) == earlier and filecmp.cmp(rows, folder / rows.name, shallow=False):
                 fact = earlier
-        (new / "import.json").write_bytes(TypeAdapter(ImportFact).dump_json(fact, indent=1))
+        (new / "import.json").write_bytes(TypeAdapter(Import).dump_json(fact, indent=1))
 
 
-def _read_folder(folder: Path) -> tuple[ImportFact, duckdb.DuckDBPyConnection]:
+def _read_folder(folder: Path) -> tuple[Import, duckdb.DuckDBPyConnection]:
     """Return an import and a connection whose table `source` has its rows."""
     try:
-        fact = TypeAdapter(ImportFact).validate_json((folder / "import.json").read_bytes())
+        fact = TypeAdapter(Import).validate_json((folder / "import.json").read_bytes())
         return fact, connect_to("source", f"FROM {literal(folder / 'rows.parquet')}")
     except (OSError, ValidationError, QueryError) as error:
         raise InputError(f"{folder} cannot be read as an import: {error}; remove it and import {folder.name} again") from error
@@ -196,35 +180,34 @@ def _row_type() -> type[BaseModel]:
     return create_model("Row", __base__=_Cell, **fields)
 
 
-def _mapping(source: str, request: Import, columns: Sequence[str]) -> dict[str, str]:
+def _mapping(request: Import, columns: Sequence[str]) -> dict[str, str]:
     """Return the SQL of each target. Raises unless every column has a place and every required target a column."""
-    targets = _row_type().model_fields
+    source, targets = request.source, _row_type().model_fields
     for name, text in request.columns.items():
         if name not in targets:
             raise InputError(f"--map {name}={text}: no such column of run; {nearest(name, targets)}")
-    for pattern in request.ignored:
-        if not any(_matches(name, pattern) for name in columns):
+    ignored: set[str] = set()
+    for pattern in (*BOOKKEEPING, *request.ignored):  # a name such as "loss [nats]" is no pattern of itself
+        matching = {name for name in columns if name == pattern or fnmatchcase(name, pattern)}
+        if not matching and pattern in request.ignored:
             raise InputError(f"--ignore {pattern}: {source} has no such column; {nearest(pattern, columns)}")
+        ignored |= matching
     by_name = {name.lower(): name for name in columns if name not in request.ignored}
     chosen = {name: by_name[name] for name in targets if name in by_name} | request.columns
-    free = sorted((name for name in targets if name not in chosen), key=lambda name: name not in REQUIRED)
-    missing = [name for name in REQUIRED if name in free]
-    ignored = (*BOOKKEEPING, *request.ignored)
-    unused = [name for name in columns if not _used(name, chosen, columns) and not any(_matches(name, p) for p in ignored)]
-    lines = [f"  {name}: {_suggestion(name, missing, free)}" for name in unused]
-    if lines:
-        lines.insert(0, f"{source} has columns that no column of run is named as; map each, or ignore it:")
-    if missing:
-        lines.append(f"Nothing gives {', '.join(missing)}, which every run needs: add --map COLUMN=SOURCE. SOURCE is a column of")
-        lines.append(f'{source}, or SQL over its columns such as "recipe=\'standard\'" or "seed_tokens=tokens_m * 1e6".')
-    if lines:
-        raise InputError("\n".join([*lines, f"Columns to map to: {', '.join(targets)}. Nothing was imported."]))
+    free = [name for name in (*REQUIRED, *targets) if name not in chosen]
+    options = []
+    for name in (name for name in columns if name not in ignored and not _used(name, chosen, columns)):
+        target = _likely_target(name, free)
+        options.append(f"--map {shlex.quote(f'{target}={name}')}" if target else f"--ignore {shlex.quote(name)}")
+        free = [name for name in free if name != target]
+    mistakes = [f"it has columns that no column of run is named as; add {' '.join(options)}"] if options else []
+    if missing := [name for name in REQUIRED if name in free]:
+        example = "--map \"recipe='standard'\"" if missing[0] == "recipe" else f"--map {missing[0]}=COLUMN (or SQL over columns)"
+        mistakes.append(f"nothing gives {', '.join(missing)}, which every run needs; add {example}")
+    if mistakes:
+        raise InputError(f"{source}: {'; '.join(mistakes)}. Nothing was imported")
     quoted = {column: '"' + column.replace('"', '""') + '"' for column in columns}
     return {name: quoted.get(text, text) for name, text in chosen.items()}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)  # a name such as "loss [nats]" is no pattern of itself
 
 
 def _used(name: str, chosen: Mapping[str, str], columns: Sequence[str]) -> bool:
@@ -232,15 +215,16 @@ def _used(name: str, chosen: Mapping[str, str], columns: Sequence[str]) -> bool:
     return any(text == name or (text not in columns and word.search(text)) for text in chosen.values())
 
 
-def _suggestion(name: str, missing: Sequence[str], free: Sequence[str]) -> str:
-    """Return the options that give a column a place: a target by a usual spelling, else by likeness, first of what is missing."""
-    last = re.sub(r"\W+", "_", re.sub(r"^(params|metrics|tags|config|summary)\.", "", name).lower())
-    spelt = [SPELLINGS[last]] if SPELLINGS.get(last) in free else []
-    similar = spelt or get_close_matches(last, missing, 1) or get_close_matches(last, free, 1, cutoff=0.75)
-    return "".join(f"--map {shlex.quote(f'{target}={name}')}, or " for target in similar) + f"--ignore {shlex.quote(name)}"
+def _likely_target(name: str, free: Sequence[str]) -> str | None:
+    """Return the target that a column may stand for: by a usual spelling, else by likeness, first of what every run needs."""
+    last = re.sub(r"\W+", "_", name.rpartition(".")[2].lower())
+    if SPELLINGS.get(last) in free:
+        return SPELLINGS[last]
+    required = [target for target in free if target in REQUIRED]
+    return next(iter(get_close_matches(last, required, 1) or get_close_matches(last, free, 1, cutoff=0.75)), None)
 
 
-def _check_options(fact: ImportFact, recipes: Sequence[str]) -> None:
+def _check_options(fact: Import, recipes: Sequence[str]) -> None:
     for option, names in (("--baseline", [fact.baseline] if fact.baseline else []), ("--limit", fact.limits)):
         if unknown := [name for name in names if name not in recipes]:
             raise InputError(f"{option} {unknown[0]}: {fact.source} has no such recipe; {nearest(unknown[0], recipes)}")
@@ -248,7 +232,7 @@ def _check_options(fact: ImportFact, recipes: Sequence[str]) -> None:
         raise InputError(f"--limit {wrong[0]}: a limit of single models is 'best' (over sizes) or 'N' (the asymptote in N)")
 
 
-def _runs(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _runs(source: duckdb.DuckDBPyConnection, fact: Import) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the rows of table `source` as rows of `run` with `NOT_OF_RUN`, and how many were left out, by reason.
 
     Raises `InputError`, which names the rows that cannot be runs.
@@ -271,7 +255,7 @@ def _runs(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> tuple[list[dic
     return runs, left_out
 
 
-def _mapped(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> list[dict[str, Any]]:
+def _mapped(source: duckdb.DuckDBPyConnection, fact: Import) -> list[dict[str, Any]]:
     """Return the mapped columns of each row, its `row` number, `status` in lower case, the `reason` it diverged, and `SPEC`."""
     status = f"coalesce(lower(CAST({fact.columns.get('status', 'NULL')} AS VARCHAR)), '')"
     loss = f"lower(CAST({fact.columns['val_loss']} AS VARCHAR))"
@@ -282,7 +266,7 @@ def _mapped(source: duckdb.DuckDBPyConnection, fact: ImportFact) -> list[dict[st
     return records(source, f"SELECT {selected}, {SPEC} FROM source AS {SPEC} ORDER BY {ROW}")
 
 
-def _typed(rows: Sequence[Mapping[str, Any]], fact: ImportFact) -> list[dict[str, Any]]:
+def _typed(rows: Sequence[Mapping[str, Any]], fact: Import) -> list[dict[str, Any]]:
     """Return the values of each row by the types of their columns; a run that diverged has no loss."""
     values = [{name: value for name, value in row.items() if name != "val_loss" or not row["reason"]} for row in rows]
     try:
@@ -297,14 +281,14 @@ def _typed(rows: Sequence[Mapping[str, Any]], fact: ImportFact) -> list[dict[str
         raise _refusal(fact, mistakes) from error
 
 
-def _refusal(fact: ImportFact, mistakes: list[Mistake]) -> InputError:
-    lines = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
-    lines += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
-    advice = "correct them, or leave them out with --where. Nothing was imported"
-    return InputError("\n  ".join([f"{fact.source} has rows that cannot be runs; {advice}:", *lines]))
+def _refusal(fact: Import, mistakes: list[tuple[int, str]]) -> InputError:
+    """Return the error that names rows, by number, with what is wrong with them."""
+    shown = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
+    shown += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
+    return InputError(f"{fact.source}: {'; '.join(shown)}. Correct them, or leave them out with --where. Nothing was imported")
 
 
-def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[Mistake]:
+def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """Yield the rows that do not go together: equal ones, a grid with holes, what differs within a cell or a point."""
     size, seeds = "has one count; map `size`", "has runs that differ in seeds alone; make two recipes of them"
     with_axis = {(run["recipe"], axis) for run in runs for axis in AXES if run[axis] is not None}
@@ -322,22 +306,20 @@ def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[Mistake]:
                 yield row, f"{name} is {run[name]!r} and in row {other['row']} {other[name]!r}: a point of {cell} {rule}"
 
 
-def _cells(runs: Sequence[dict[str, Any]], fact: ImportFact) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each row of `cell` with its rows of `trial`. The first run at a point is the search's, others its replicates."""
-    grids = {
-        recipe: {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
-        for recipe, own in _grouped(runs, "recipe").items()
-    }
+    grids = {}
+    for recipe, own in _grouped(runs, "recipe").items():
+        grids[recipe] = {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
     for cell_id, own in _grouped(runs, "cell_id").items():
         first, axes = own[0], grids[own[0]["recipe"]]
         losses: dict[tuple[int, ...], float | None] = {}
         trials = []
         for number, run in enumerate(own):
             point = tuple(values.index(run[axis]) for axis, values in axes.items())
-            role = "replicate" if point in losses else "search"
+            use = {"role": "replicate" if point in losses else "search", "number": number, "coordinates": list(point)}
+            trials.append({"cell_id": cell_id, "run_id": run["run_id"], **use})
             losses.setdefault(point, run["val_loss"])
-            ids = {"cell_id": cell_id, "run_id": run["run_id"]}
-            trials.append({**ids, "role": role, "number": number, "coordinates": list(point)})
         copied = ("cell_id", "recipe", "seed_tokens", "size", "parameters_total", "parameters_non_embedding")
         cell = {name: first[name] for name in copied}
         cell |= {"study": fact.study, "recipe_limit": fact.limits.get(first["recipe"], "best"), "axes": axes, "starts": []}
@@ -364,8 +346,7 @@ def _certificate(axes: Mapping[str, list[float]], losses: Mapping[tuple[int, ...
 
 def _run_id(run: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     values = {name: str(value) if isinstance(value, datetime) else value for name, value in run.items() if value is not None}
-    row = {name: _as_number(value) for name, value in spec.items() if value is not None}
-    return identity({"external": {"run": values, "row": row}})
+    return identity({"external": {"run": values, "row": {name: _as_number(v) for name, v in spec.items() if v is not None}}})
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -375,8 +356,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _as_number(value: Any) -> Any:
     """Return the number that a text means: whether a column was read as text or as numbers depends on its other rows."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return value
-    return number if math.isfinite(number) else value
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and math.isfinite(number := float(value)):
+            return number
+    return value

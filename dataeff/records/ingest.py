@@ -5,42 +5,35 @@ attempt's row changes until it has ended. Rows travel as one JSON text a table a
 Nothing here reads weights or decides what is trained.
 """
 
-from __future__ import annotations
-
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
+from pydantic_core import to_json
 
 from dataeff.errors import InputError
-from dataeff.facts.job import Attempt, Fact, Job, job_class
+from dataeff.facts.job import Attempt, Fact, Job
 from dataeff.facts.store import JobFolder, Store, load_fact
 from dataeff.records.queries import JOB_TABLES, recorded_ids
 
 Rows = Iterable[Mapping[str, Any]]
 
-_CURVES = """
-    INSERT INTO metric BY NAME
-    SELECT run_id, unnest(step) AS step, unnest(tokens) AS tokens, name, unnest(values) AS value
-    FROM (
-        SELECT run_id, step, tokens, unnest([{name: 'train_loss', values: train_loss},
-            {name: 'gradient_norm', values: gradient_norm}, {name: 'lr', values: lr}], max_depth := 2)
-        FROM (SELECT unnest(from_json_strict($rows, '[{"run_id": "VARCHAR", "step": ["BIGINT"], "tokens": ["BIGINT"],
-            "train_loss": ["DOUBLE"], "gradient_norm": ["DOUBLE"], "lr": ["DOUBLE"]}]'), max_depth := 2))
-    )"""
+_CURVES = """INSERT INTO metric BY NAME
+    SELECT run_id, name, unnest(step) AS step, unnest(tokens) AS tokens, unnest(value) AS value
+    FROM (SELECT unnest(from_json_strict($rows, '[{"run_id": "VARCHAR", "name": "VARCHAR", "step": ["BIGINT"],
+        "tokens": ["BIGINT"], "value": ["DOUBLE"]}]'), max_depth := 2))"""
 
 
 def read_job(kind: str, folder: JobFolder) -> tuple[Job, Fact]:
     """Return the job in a folder and its result. Raises `InputError`, which names the file, for a folder that is not whole."""
-    job = load_fact(job_class(kind), folder.spec)
+    job = load_fact(Job.kinds[kind], folder.spec)
     result = load_fact(job.Result, folder.result)
     owner = next((getattr(result, name) for name in type(result).model_fields if name.endswith("_id")), job.id)
     if not folder.id == job.id == owner:
-        raise InputError(
-            f"{folder.path} holds the result of {kind} {owner} by the spec of {job.id}; move the folder back, or away"
-        )
+        holds = f"the result of {kind} {owner} by the spec of {job.id}"
+        raise InputError(f"{folder.path} holds {holds}; move the folder back, or away")
     return job, result
 
 
@@ -54,37 +47,31 @@ def record_jobs(
     connection: duckdb.DuckDBPyConnection, jobs: Iterable[tuple[Job, Fact]], corpus_names: Mapping[str, str] | None = None
 ) -> int:
     """Record results; return how many are new. `corpus_names` gives a name for a corpus' fingerprint."""
-    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = defaultdict(dict)
     for job, result in jobs:
         rows = job.rows(result)
-        by_table.setdefault(next(iter(rows)), {})[job.id] = rows
-    count = 0
+        by_table[next(iter(rows))][job.id] = rows
+    new: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for main, by_id in by_table.items():
         key = JOB_TABLES[main]
-        text = f"SELECT {key} FROM {main} WHERE list_contains($1, {key})"
-        recorded = {job_id for (job_id,) in connection.execute(text, [list(by_id)]).fetchall()}
-        new = [rows for job_id, rows in by_id.items() if job_id not in recorded]
-        count += len(new)
-        for row in (row for rows in new for row in rows.get("run", ())):
-            row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
-        for table in dict.fromkeys(table for rows in new for table in rows):
-            rows = [row for rows in new for row in rows.get(table, ())]
-            if table == "curve":
-                connection.execute(_CURVES, {"rows": _to_json(rows)})
-            else:
-                _insert(connection, table, rows)
-    return count
+        recorded = connection.execute(f"SELECT {key} FROM {main} WHERE list_contains($1, {key})", [list(by_id)]).fetchall()
+        for job_rows in (rows for job_id, rows in by_id.items() if (job_id,) not in recorded):
+            for table, rows in job_rows.items():
+                new[table] += rows
+    for row in new["run"]:
+        row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
+    if curves := new.pop("curve", None):
+        connection.execute(_CURVES, {"rows": _to_json(curves)})
+    for table, rows in new.items():
+        _insert(connection, table, rows)
+    return sum(len(new[main]) for main in by_table)
 
 
 def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:
     """Record attempts, with the kind of their job; one recorded before changes only when it has ended since."""
-    _insert(
-        connection,
-        "attempt",
-        [{"kind": kind, **attempt.model_dump()} for kind, attempt in attempts],
-        """ON CONFLICT (job_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
-           reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome""",
-    )
+    ended = """ON CONFLICT (job_id, number) DO UPDATE SET ended_at = excluded.ended_at, outcome = excluded.outcome,
+        reason = excluded.reason WHERE excluded.outcome <> 'running' AND excluded.outcome <> attempt.outcome"""
+    _insert(connection, "attempt", [{"kind": kind, **attempt.model_dump()} for kind, attempt in attempts], ended)
 
 
 def record_runs(connection: duckdb.DuckDBPyConnection, runs: Rows) -> int:
@@ -116,19 +103,14 @@ def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Row
         return
     for table, key, uses in (("trial", "run_id", list(trials)), ("cell_ensemble", "ensemble_id", list(ensembles))):
         used = [f"{row['cell_id']} {row[key]}" for row in uses]
-        connection.execute(
-            f"DELETE FROM {table} WHERE list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})",
-            [ids, used],
-        )
+        unused = f"list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})"
+        connection.execute(f"DELETE FROM {table} WHERE {unused}", [ids, used])
         _insert(connection, table, uses, _replacing(f"cell_id, {key}", uses[0]) if uses else "")
     columns = [{name: value for name, value in row.items() if name != "search_ended"} for row in rows]
     _insert(connection, "cell", columns, _replacing("cell_id", columns[0]))
-    connection.execute(
-        """UPDATE cell SET search_ended_at = (SELECT max(ended_at) FROM trial JOIN run USING (run_id)
-               WHERE trial.cell_id = cell.cell_id AND role = 'search')
-           WHERE list_contains($1, cell_id)""",
-        [[row["cell_id"] for row in rows if row.get("search_ended")]],
-    )
+    last = "SELECT max(ended_at) FROM trial JOIN run USING (run_id) WHERE trial.cell_id = cell.cell_id AND role = 'search'"
+    done = [row["cell_id"] for row in rows if row.get("search_ended")]
+    connection.execute(f"UPDATE cell SET search_ended_at = ({last}) WHERE list_contains($1, cell_id)", [done])
 
 
 def record_fits(connection: duckdb.DuckDBPyConnection, owners: Sequence[str], rows: Rows) -> None:
@@ -153,13 +135,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mappin
 
 
 def _to_json(rows: Rows) -> str:
-    return json.dumps(list(rows), default=_json, allow_nan=False)
-
-
-def _json(value: object) -> object:
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot become a column")
+    return to_json(list(rows)).decode()
 
 
 def _replacing(keys: str, row: Mapping[str, Any]) -> str:

@@ -1,12 +1,10 @@
 """Where results trained elsewhere are read: files of runs, Weights & Biases, MLflow. A source becomes a table, a row a run.
 
-DuckDB reads CSV, TSV and Parquet. What is nested (JSON, the configuration and summary of a tracker's run) becomes flat columns:
+DuckDB reads CSV, TSV and Parquet. What is nested (JSON, a tracker's configuration and summary) becomes flat columns:
 `optimizer.beta` for what lies within, and `lr` for `params.lr` or `config.lr` where no other group has that name. Trackers give
-text for numbers, so that such rows pass through CSV, whose types DuckDB finds over all rows. What the columns mean is for
-`dataeff.records.imports`; nothing is written, and nothing is decided here.
+text for numbers, so such rows pass through CSV, whose types DuckDB finds over all rows. What columns mean is for
+`dataeff.records.imports`.
 """
-
-from __future__ import annotations
 
 import csv
 import importlib
@@ -15,11 +13,10 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import duckdb
@@ -32,8 +29,7 @@ GROUPS = ("params", "metrics", "tags", "config", "summary")
 ROW = "dataeff_row"  # the number of a source's row, from 1
 
 
-@dataclass(frozen=True)
-class Source:
+class RowsOfRuns(NamedTuple):
     """Rows of a file or tracker: table `unfiltered` of `connection`, numbered in column `ROW`; `name` says where from."""
 
     name: str
@@ -45,7 +41,7 @@ def is_source(text: str) -> bool:
     return text.startswith(("mlflow:", "wandb:")) or Path(text).suffix.lower() in FILES
 
 
-def read_source(text: str) -> Source:
+def read_source(text: str) -> RowsOfRuns:
     """Read the source that `text` names.
 
     Raises `InputError` when it is not there, cannot be reached or needs a package that is not installed, `QueryError` for a file
@@ -53,14 +49,11 @@ def read_source(text: str) -> Source:
     """
     tracker, _, place = text.partition(":")
     path = Path(text)
-    if tracker == "mlflow":
-        return _nested_source(*_mlflow(place))
-    if tracker == "wandb":
-        return _nested_source(text, _wandb(place))
+    if tracker in ("mlflow", "wandb"):
+        return _nested_source(*_mlflow(place) if tracker == "mlflow" else (text, _wandb(place)))
     if not path.is_file():
-        raise InputError(
-            f"there is no file {path}; give one of {', '.join(FILES)}, mlflow:URI#EXPERIMENT or wandb:ENTITY/PROJECT"
-        )
+        remedy = f"give one of {', '.join(FILES)}, mlflow:URI#EXPERIMENT or wandb:ENTITY/PROJECT"
+        raise InputError(f"there is no file {path}; {remedy}")
     nested = path.suffix.lower() in (".json", ".jsonl")
     return _nested_source(path.name, _json(path)) if nested else _table_source(path.name, path)
 
@@ -73,12 +66,12 @@ def connect_to(table: str, rows: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _table_source(name: str, path: Path) -> Source:
+def _table_source(name: str, path: Path) -> RowsOfRuns:
     reader = literal(path) if path.suffix.lower() == ".parquet" else f"read_csv({literal(path)}, header = true, sample_size = -1)"
-    return Source(name, connect_to("unfiltered", f"SELECT row_number() OVER () AS {ROW}, * FROM {reader}"))
+    return RowsOfRuns(name, connect_to("unfiltered", f"SELECT row_number() OVER () AS {ROW}, * FROM {reader}"))
 
 
-def _nested_source(name: str, rows: list[dict[str, Any]]) -> Source:
+def _nested_source(name: str, rows: list[dict[str, Any]]) -> RowsOfRuns:
     """Return nested rows as flat ones, with the types that DuckDB finds in their text."""
     if not rows:
         raise InputError(f"{name} has no runs")
@@ -86,12 +79,11 @@ def _nested_source(name: str, rows: list[dict[str, Any]]) -> Source:
     columns = list(dict.fromkeys(column for row in flat for column in row))
     bare = [column.partition(".")[2] if column.partition(".")[0] in GROUPS else column for column in columns]
     counts = Counter(bare)
+    header = [short if counts[short] == 1 else column for column, short in zip(columns, bare, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "runs.csv"
         with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(short if counts[short] == 1 else column for column, short in zip(columns, bare, strict=True))
-            writer.writerows([row.get(column) for column in columns] for row in flat)
+            csv.writer(file).writerows([header, *([row.get(column) for column in columns] for row in flat)])
         return _table_source(name, path)
 
 
@@ -129,19 +121,11 @@ def _mlflow(place: str) -> tuple[str, list[dict[str, Any]]]:
         runs = mlflow.search_runs(ids, order_by=["attributes.start_time"], output_format="list")
     except mlflow.MlflowException as error:
         raise InputError(f"{uri} cannot be read as an MLflow store: {error}") from error
-    rows = [
-        {
-            "mlflow.run_id": run.info.run_id,
-            "mlflow.experiment": names[run.info.experiment_id],
-            "status": run.info.status,
-            "started_at": _time(run.info.start_time),
-            "ended_at": _time(run.info.end_time),
-            "params": run.data.params,
-            "metrics": run.data.metrics,
-            "tags": run.data.tags,
-        }
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        row = {"mlflow.run_id": run.info.run_id, "mlflow.experiment": names[run.info.experiment_id], "status": run.info.status}
+        row |= {"started_at": _time(run.info.start_time), "ended_at": _time(run.info.end_time)}
+        rows.append(row | {"params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags})
     return f"mlflow:{parts.hostname or path.name}{'#' if experiment else ''}{experiment}", rows
 
 
@@ -154,17 +138,11 @@ def _wandb(project: str) -> list[dict[str, Any]]:
         raise InputError(f"wandb:{project}: a project is named ENTITY/PROJECT; give wandb:ENTITY/PROJECT")
     wandb = _package("wandb")
     try:
-        return [
-            {
-                "wandb.id": run.id,
-                "wandb.name": run.name,
-                "status": run.state,
-                "started_at": run.created_at,
-                "config": run.config,
-                "summary": run.summary_metrics,
-            }
-            for run in wandb.Api().runs(project, lazy=False)
-        ]
+        rows = []
+        for run in wandb.Api().runs(project, lazy=False):
+            row = {"wandb.id": run.id, "wandb.name": run.name, "status": run.state, "started_at": run.created_at}
+            rows.append(row | {"config": run.config, "summary": run.summary_metrics})
+        return rows
     except Exception as error:  # of its own, of its service and of the network: they have no base in common
         raise InputError(f"wandb:{project} cannot be read: {error}; `wandb login` says who you are") from error
 

@@ -4,9 +4,9 @@ DuckDB lets one process write or many read a file, never both. So a writer takes
 transaction and closes; a reader takes the lock for the moment of opening alone, so that a crowd of readers cannot
 starve the writer, and keeps the file no longer than it must. What another program holds is waited for, up to a limit.
 
-The file is an index of the files beside it. It is never migrated: one of another version of dataeff is refused as it is,
-and made anew under another name, which `replace_with` puts in its place. What the rows mean is for
-`dataeff.records.ingest` to know. Only `session` and the making of a schema import sqlmodel, which is slow to load.
+The file is an index of the files beside it and never migrated: one of another version of dataeff is refused as it is, and made
+anew under another name, which `replace_with` puts in its place. What rows mean is for `dataeff.records.ingest` to know. Only
+`session` and the making of a schema import sqlmodel, which is slow to load.
 """
 
 from __future__ import annotations
@@ -70,17 +70,15 @@ class Database:
         longer than `timeout` seconds, `SchemaError` when another version of dataeff made it, `DatabaseError` when it is
         damaged or not a dataeff database.
         """
+        remedy = "train something into it (`dataeff run quickstart`), or name another file with --database"
         if not self.path.exists():
-            raise NotFoundError(
-                f"there is no database {self.path}; train something into it (`dataeff run quickstart`), "
-                "or name another file with --database"
-            )
+            raise NotFoundError(f"there is no database {self.path}; {remedy}")
         deadline = time.monotonic() + timeout
         with ExitStack() as stack:
             with self._lock(timeout, reading=True):
                 connection = stack.enter_context(self._open(deadline, read_only=True))
             if not _has_schema(connection, self.path):
-                raise NotFoundError(f"{self.path} holds no runs yet; train something into it (`dataeff run quickstart`)")
+                raise NotFoundError(f"{self.path} holds no runs yet; {remedy}")
             yield connection
 
     def require_usable(self) -> None:
@@ -149,10 +147,8 @@ class Database:
         try:
             connection = self._connect(deadline, read_only)
         except duckdb.Error as error:
-            raise DatabaseError(
-                f"{self.path} cannot be opened: {error}; it was left as it is. If it is damaged, `dataeff rebuild` makes it anew "
-                "from the files beside it"
-            ) from error
+            remedy = "it was left as it is. If it is damaged, `dataeff rebuild` makes it anew from the files beside it"
+            raise DatabaseError(f"{self.path} cannot be opened: {error}; {remedy}") from error
         with connection:
             connection.execute("SET TimeZone = 'UTC'")
             yield connection
@@ -172,20 +168,16 @@ class Database:
             time.sleep(random.uniform(0.5, 2) * POLL_SECONDS)
 
     def _unwritable(self, error: Exception) -> DatabaseError:
-        return DatabaseError(
-            f"{self.path} could not be written, and what this write held is not in it: {error}; check that the folder can be "
-            "written and the disk has space, then run the same command again"
-        )
+        remedy = "check that the folder can be written and the disk has space, then run the same command again"
+        return DatabaseError(f"{self.path} could not be written, and what this write held is not in it: {error}; {remedy}")
 
     def _busy(self, seconds: float, who: str) -> DatabaseBusyError:
-        return DatabaseBusyError(
-            f"{self.path} was held by {who} for {seconds:.1f} s; close the shell, notebook or study that has it open, or wait"
-        )
+        remedy = "close the shell, notebook or study that has it open, or wait"
+        return DatabaseBusyError(f"{self.path} was held by {who} for {seconds:.1f} s; {remedy}")
 
 
 @cache
 def views() -> str:
-    """Return the SQL that creates every view and macro."""
     return "\n".join(file.read_text(encoding="utf-8") for file in sorted((shared_folder("db") / "views").glob("*.sql")))
 
 
@@ -199,20 +191,15 @@ def schema_version() -> str:
 def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
     """Return whether the file has the schema of this version; False for an empty file. Raises for any other."""
     tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary").fetchall()}
-    if {"schema", "run"} <= tables:
-        if connection.execute("SELECT version FROM schema").fetchall() == [(schema_version(),)]:
-            return True
-    elif not tables:
+    if not tables:
         return False
-    elif "schema_migration" not in tables:
-        raise DatabaseError(
-            f"{path} is a DuckDB file but not a dataeff database: it has tables ({', '.join(sorted(tables)[:5])}) and no "
-            "schema of dataeff; name another file with --database"
-        )
-    raise SchemaError(
-        f"{path} was written by another version of dataeff and was left as it is; `dataeff rebuild` makes it anew from the files "
-        "beside it"
-    )
+    if "run" not in tables:
+        lacks = f"it has tables ({', '.join(sorted(tables)[:5])}) and no schema of dataeff; name another file with --database"
+        raise DatabaseError(f"{path} is a DuckDB file but not a dataeff database: {lacks}")
+    if "schema" not in tables or connection.execute("SELECT version FROM schema").fetchall() != [(schema_version(),)]:
+        remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
+        raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
+    return True
 
 
 def _create_schema(connection: duckdb.DuckDBPyConnection) -> None:

@@ -1,15 +1,11 @@
 """The schema: every table once, as a SQLModel class. A class's docstring says what a row is, a field's description what its
 column means, with its unit in parentheses.
 
-From here come the statements that create the tables and their comments, the tables' section of `db/README.md`
-(`python -m dataeff.records.tables` writes it), and the rows that `Database.session()` returns. Columns are BIGINT, DOUBLE and
-TIMESTAMPTZ. There are no foreign keys: rows arrive in any order, and DuckDB would check them on every update. SQLModel is slow
-to import, so nothing that only asks a query imports this module; rows are written in bulk by plain SQL.
+From here come the statements that create tables and comments, the tables' section of `db/README.md` (`docs/tables.py` writes
+it), and the rows of `Database.session()`. Columns are BIGINT, DOUBLE and TIMESTAMPTZ; there are no foreign keys, for rows arrive
+in any order. SQLModel is slow to import: what only asks a query does not import this module.
 """
 
-from __future__ import annotations
-
-import re
 from datetime import datetime
 from typing import Any
 
@@ -18,10 +14,7 @@ from sqlalchemy import ARRAY, JSON, BigInteger, CheckConstraint, Double, Float, 
 from sqlalchemy.schema import CreateTable, SetColumnComment, SetTableComment
 from sqlmodel import Field, SQLModel
 
-from dataeff.share import shared_folder
-
-README_SECTION = re.compile(r"(?<=<!-- tables -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
-TEXTS, INDICES = ARRAY(String), ARRAY(Integer)
+TEXTS, INDICES, POINTS = ARRAY(String), ARRAY(Integer), ARRAY(Integer, dimensions=2)
 
 
 class Table(SQLModel):
@@ -175,10 +168,7 @@ class Cell(Table, table=True):
     cell_id: str = key("`study/recipe/D/size`")
     study: str = column("whose cell it is")
     recipe: str = column("how it trains")
-    recipe_limit: str = column(
-        "how the recipe's limit is taken: `best` (least loss over N), `N` (asymptote in N), `K` (asymptote in the members of an "
-        "ensemble, least over N) or `K then N` (asymptote in N of those)"
-    )
+    recipe_limit: str = column("its limit: `best` over N, asymptote in `N`, asymptote in `K` (best over N), or `K then N`")
     objective: str = column("what the search minimises: `single` (the loss of one model) or `K` (the limit of its members)")
     averaging: str = column("what is averaged over members: `logits`, `probabilities` or `weights`")
     members: int = column("K: runs an ensemble has (count)")
@@ -201,9 +191,7 @@ class Cell(Table, table=True):
     margin: float | None = column("best finished neighbour minus the optimum; 0 for a tie, NULL when none finished (nats/token)")
     ties: int | None = column("neighbours of exactly the best loss; NULL without an optimum (count)")
     neighbours_run: int | None = column("neighbours of the optimum that were run; NULL without (count)")
-    neighbours_missing: list[list[int]] | None = column(
-        "neighbours not run, of the optimum and of points tied with it; NULL without", sa_type=ARRAY(Integer, dimensions=2)
-    )
+    neighbours_missing: list[list[int]] | None = column("those not run, also of tied points; NULL without", sa_type=POINTS)
     edges: list[str] | None = column("edges of the grid that it lies on, such as `lr upper`; NULL without", sa_type=TEXTS)
     origin: str = column("cell whose search the optimum comes from: itself, or where nothing is tuned its base's")
     runs_left: int | None = column("expected runs until the cell is done; NULL where it is not known (count)")
@@ -243,10 +231,7 @@ class EnsembleLoss(Table, table=True):
 
     ensemble_id: str = column("the ensemble")
     number: int = column("order within it, from 0 (count)")
-    averaging: str = column(
-        "`logits`: cross-entropy of softmax(mean of logits); `probabilities`: of the mean of the softmaxes; `weights`: of one "
-        "model with the mean weights"
-    )
+    averaging: str = column("what was averaged: `logits`, `probabilities` (the softmaxes) or `weights` (one model with the mean)")
     subset: list[int] = column("places in `members`, rising, from 0", sa_type=INDICES)
     val_loss: float | None = column("NULL where it was not finite (nats/token)")
 
@@ -347,18 +332,3 @@ def statements() -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).replace("`", "")
-
-
-def with_tables(readme: str) -> str:
-    """Return the text of `db/README.md` with the section between its two markers made anew."""
-    sections = []
-    for table in Table.__subclasses__():
-        rows = [f"| `{name}` | {field.description} |\n" for name, field in table.model_fields.items()]
-        about = " ".join(table.__doc__.split())
-        sections.append(f"### `{table.__tablename__}`\n\n{about}\n\n| column | meaning |\n|---|---|\n{''.join(rows)}\n")
-    return README_SECTION.sub(lambda _: "\n" + "".join(sections), readme)
-
-
-if __name__ == "__main__":
-    file = shared_folder("db") / "README.md"
-    file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -3,12 +3,8 @@
 Limits do not hold inside DuckDB: one long function call ignores an interrupt (`len(range(1000000000))`), strings grow past
 `memory_limit`, and deep JSON overruns the stack. So a child process opens the file read-only (`dataeff.records.store`), drops
 its privileges, and only then parses the text: no files, settings or extensions; one SELECT or EXPLAIN of one; bounded time,
-memory, rows and bytes. The kernel enforces time and memory. Rows come back as Arrow through a pipe.
-
-A query can still read DuckDB's settings and the path of the file.
+memory, rows and bytes. Rows come back as Arrow through a pipe. A query can still read DuckDB's settings and the file's path.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -76,16 +72,11 @@ def ask(path: Path, text: str, seconds: float = SECONDS) -> QueryResult:
         raise QueryError(f"{AT_ONCE} other queries are running, as many as may at once; run this one again in {SECONDS:g} s")
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
     environment |= {"HOME": os.devnull, "PYTHONIOENCODING": "utf-8", "ARROW_DEFAULT_MEMORY_POOL": "system"}  # others reserve 1 GB
-    begin = time.monotonic()
+    command = [sys.executable, "-m", __name__, str(Path(path).absolute()), str(seconds)]
+    here = Path(__file__).parents[2]  # where this very package is found
+    given, limit, begin = text.encode(errors="replace"), _OPENING_SECONDS + seconds, time.monotonic()
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, str(Path(path).absolute()), str(seconds)],
-            input=text.encode(errors="replace"),
-            capture_output=True,
-            cwd=Path(__file__).parents[2],  # where this very package is found
-            env=environment,
-            timeout=_OPENING_SECONDS + seconds,
-        )
+        child = subprocess.run(command, input=given, capture_output=True, cwd=here, env=environment, timeout=limit)
     except subprocess.TimeoutExpired:
         raise QueryError(f"the query was stopped after {time.monotonic() - begin:.0f} s; {_REMEDY}") from None
     finally:

@@ -1,8 +1,6 @@
 """What text is trained on and how it becomes tokens; declared here, built by `dataeff.data`."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,7 +26,7 @@ class CorpusSpec(Spec):
     passage_bytes: int | None = Field(default=None, ge=256, description="cut training documents into pieces of about this size")
 
     @model_validator(mode="after")
-    def _one_source(self) -> CorpusSpec:
+    def _one_source(self) -> Self:
         if self.path and self.hugging_face:
             raise ValueError("give path or hugging_face, not both")
         if not self.path and not self.hugging_face and self.name != EMBEDDED_CORPUS:
@@ -45,7 +43,7 @@ class TokenizerSpec(Spec):
     name: str | None = None  # for hugging_face: such as meta-llama/Llama-3.1-8B
 
     @model_validator(mode="after")
-    def _what_the_kind_needs(self) -> TokenizerSpec:
+    def _what_the_kind_needs(self) -> Self:
         needed = {"bpe": "vocabulary", "file": "path", "hugging_face": "name"}[self.kind]
         for key in ("path", "name") if self.kind == "hugging_face" else ("vocabulary", "path", "name"):
             if (getattr(self, key) is not None) != (key == needed):

@@ -5,8 +5,6 @@ axis. An axis of one value is fixed. An edge beyond which no run can lie (weight
 natural: an optimum there is no boundary case. The grid knows nothing of losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,9 +37,9 @@ class Grid:
             raise OffGridError("the grid has no axes; give at least one, such as lr = [1e-3, 3e-3]")
         for name, values in self.axes.items():
             if not values:
-                raise OffGridError(f"axis {name} is empty; give at least one value")
+                raise OffGridError(f"{name} is empty; give at least one value")
             if any(b <= a for a, b in zip(values, values[1:], strict=False)):
-                raise OffGridError(f"axis {name} is {list(values)}: values must rise strictly; use {sorted(set(values))}")
+                raise OffGridError(f"{name} is {list(values)}: values must rise strictly; use {sorted(set(values))}")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +51,6 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """Number of points on the grid."""
         return prod(self.shape)
 
     @property
@@ -64,15 +61,11 @@ class Grid:
     @property
     def quarters(self) -> list[Point]:
         """The middles of the grid's halves, axis after axis: further points to start a search from."""
-        middle = self.middle
-        return [
-            (*middle[:axis], round((length - 1) * share), *middle[axis + 1 :])
-            for axis, length in enumerate(self.shape)
-            for share in (0.25, 0.75)
-        ]
+        middle, axes = self.middle, enumerate(self.shape)
+        ends = [(axis, round((length - 1) * share)) for axis, length in axes for share in (0.25, 0.75)]
+        return [(*middle[:axis], index, *middle[axis + 1 :]) for axis, index in ends]
 
     def values(self, point: Point) -> dict[str, float]:
-        """Return the value of each axis at `point`."""
         return {name: values[i] for (name, values), i in zip(self.axes.items(), point, strict=True)}
 
     def point(self, values: Mapping[str, float]) -> Point:
@@ -90,9 +83,8 @@ class Grid:
         )
 
     def __contains__(self, point: object) -> bool:
-        if not isinstance(point, tuple) or len(point) != len(self.shape):
-            return False
-        return all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
+        here = isinstance(point, tuple) and len(point) == len(self.shape)
+        return here and all(isinstance(i, int) and 0 <= i < length for i, length in zip(point, self.shape, strict=True))
 
     def step(self, point: Point, axis: int, by: int) -> Point | None:
         """Return the point `by` steps along `axis`, or None beyond the edge."""

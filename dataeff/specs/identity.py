@@ -5,8 +5,6 @@ bytes are the same everywhere may enter: None, bool, int, finite float, str, and
 Anything else is an error; nothing is ever passed through `str(x)`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

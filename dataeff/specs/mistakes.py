@@ -1,7 +1,5 @@
 """Mistakes in a TOML file, as messages: which line, which key, what the rule is and what would be valid."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping
@@ -39,15 +37,10 @@ def explain(error: ValidationError, text: str, root: type[BaseModel], tables: Ma
             continue  # reported already, as the unknown key it was misspelt as
         message = rule(problem, [root, *(tables[part] for part in where[:-1] if part in tables)][-1])
         value = "" if missing or isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-        line = line_of(text, [*where, *_named(message)])
+        subject = re.match(r"'?([\w.]+)", message)  # a rule about a table begins with the key that it is about
+        line = line_of(text, [*where, *(subject[1].split(".") if subject else ())])
         lines.append(f"{line}: {'.'.join(where)}{value}: {message}" if where else f"{line}: {message}")
     return lines
-
-
-def _named(message: str) -> list[str]:
-    """The key within the table that a rule is about: its message opens with it."""
-    first = re.match(r"(?:axis )?'?([\w.]+)", message)
-    return first.group(1).split(".") if first else []
 
 
 def line_of(text: str, where: list[str]) -> int:

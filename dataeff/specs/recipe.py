@@ -3,11 +3,9 @@
 A recipe knows neither the study it stands in nor the recipes it names; `dataeff.specs.study` checks what holds between them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -69,7 +67,7 @@ class TeacherSpec(Spec):
     weight: float = Field(default=0.5, gt=0, le=1, description="logits: of the matching, beside the cross-entropy")
 
     @model_validator(mode="after")
-    def _of_its_kind(self) -> TeacherSpec:
+    def _of_its_kind(self) -> Self:
         others = ("weight",) if self.kind == "samples" else ("share", "tokens_per_seed_token", "pool", "top_p")
         if idle := [name for name in others if getattr(self, name) != type(self).model_fields[name].default]:
             raise ValueError(f"{idle[0]} means nothing to a teacher of kind '{self.kind}'; leave it out, or use the other kind")
@@ -105,7 +103,7 @@ class RecipeSpec(Spec):
         return {key: recipe for key, recipe in named.items() if recipe is not None}
 
     @model_validator(mode="after")
-    def _enough_members(self) -> RecipeSpec:
+    def _enough_members(self) -> Self:
         for key, value in (("limit", self.limit), ("objective", self.objective)):
             if value.startswith("K") and self.members < FEWEST_MEMBERS:
                 rule = f"{key} '{value}' is a law over K with three parameters, and members is {self.members}"

@@ -5,9 +5,7 @@ of the identity, so a new axis leaves every earlier run id as it was; therefore 
 Loss is validation cross-entropy in nats per token.
 """
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -30,11 +28,10 @@ class Shape(Spec):
     loops: int = Field(default=1, ge=1, description="times the stack of layers is applied, with the same weights")
 
     @model_validator(mode="after")
-    def _divides(self) -> Shape:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} does not divide into {self.heads} heads; use a multiple of {self.heads}")
-        if (self.hidden // self.heads) % 2:
-            raise ValueError(f"hidden/heads is {self.hidden // self.heads}: rotary embeddings need an even head size")
+    def _divides(self) -> Self:
+        if self.hidden % (2 * self.heads):
+            rule = f"hidden {self.hidden} does not divide into {self.heads} heads of an even size, as rotary embeddings need"
+            raise ValueError(f"{rule}; use a multiple of {2 * self.heads}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads do not divide into {self.kv_heads} kv_heads; use a divisor of {self.heads}")
         if self.experts_per_token > self.experts:
@@ -49,22 +46,20 @@ class SizeSpec(Shape):
 
 
 # The six sizes of arXiv 2509.14786, then tiny ones (two layers, the paper's feed-forward ratio of 3.5) for CPUs.
-PRESETS: dict[str, SizeSpec] = {
-    name: SizeSpec(name=name, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, feed_forward=feed_forward)
-    for name, hidden, layers, heads, kv_heads, feed_forward in (
-        ("150m", 512, 6, 8, 8, 1792),
-        ("300m", 768, 12, 12, 12, 2688),
-        ("600m", 1024, 24, 16, 8, 3584),
-        ("1.4b", 2048, 16, 16, 8, 7168),
-        ("1.5b", 1536, 36, 16, 8, 5376),
-        ("3.2b", 2048, 48, 16, 8, 7168),
-        ("width16", 16, 2, 2, 2, 56),
-        ("width32", 32, 2, 2, 2, 112),
-        ("width64", 64, 2, 4, 4, 224),
-        ("width128", 128, 2, 8, 8, 448),
-        ("width256", 256, 2, 8, 8, 896),
-    )
+_SHAPES = {  # hidden, layers, heads, kv_heads, feed_forward
+    "150m": (512, 6, 8, 8, 1792),
+    "300m": (768, 12, 12, 12, 2688),
+    "600m": (1024, 24, 16, 8, 3584),
+    "1.4b": (2048, 16, 16, 8, 7168),
+    "1.5b": (1536, 36, 16, 8, 5376),
+    "3.2b": (2048, 48, 16, 8, 7168),
+    "width16": (16, 2, 2, 2, 56),
+    "width32": (32, 2, 2, 2, 112),
+    "width64": (64, 2, 4, 4, 224),
+    "width128": (128, 2, 8, 8, 448),
+    "width256": (256, 2, 8, 8, 896),
 }
+PRESETS = {name: SizeSpec(name=name, **dict(zip(Shape.model_fields, shape, strict=False))) for name, shape in _SHAPES.items()}
 
 
 class ModelSpec(Shape):
@@ -135,7 +130,7 @@ class TrainingSpec(Spec):
     balance_loss: float = Field(default=0.01, ge=0, description="coefficient of the experts' load balance")
 
     @model_validator(mode="after")
-    def _one_average(self) -> TrainingSpec:
+    def _one_average(self) -> Self:
         if self.ema and self.swa_fraction:
             raise ValueError(f"ema {self.ema} and swa_fraction {self.swa_fraction}: weights are averaged one way; set one to 0")
         return self
@@ -174,19 +169,18 @@ class RunSpec(TrainingSpec):
     teacher_logits: TeacherLogits | None = None
 
     @field_validator("seed_tokens")
-    @classmethod
     def _whole_steps(cls, seed_tokens: int, info: ValidationInfo) -> int:
         if {"batch_size", "model"} <= info.data.keys():
             batch_size, context_length = info.data["batch_size"], info.data["model"].context_length
             step = batch_size * context_length
-            if seed_tokens % step:
-                low = seed_tokens // step * step
+            if rest := seed_tokens % step:
+                valid = " or ".join(str(each) for each in (seed_tokens - rest, seed_tokens - rest + step) if each)
                 rule = f"is not a whole number of steps of {batch_size} sequences x {context_length} = {step} tokens"
-                raise ValueError(f"{seed_tokens} {rule}; nearest valid: {f'{low} or ' if low else ''}{low + step}")
+                raise ValueError(f"{seed_tokens} {rule}; nearest valid: {valid}")
         return seed_tokens
 
     @model_validator(mode="after")
-    def _cycles_have_steps(self) -> RunSpec:
+    def _cycles_have_steps(self) -> Self:
         if self.cycles > self.steps:
             raise ValueError(f"cycles {self.cycles} are more than the {self.steps} steps of the run; use at most as many")
         return self

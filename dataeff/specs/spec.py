@@ -1,8 +1,6 @@
 """What every declared value is made of: `Spec`, and `Input`, by which one job names another."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -22,7 +20,7 @@ class Input(str):
 
     job: Any
 
-    def __new__(cls, job: Any, part: int | None = None) -> Input:
+    def __new__(cls, job: Any, part: int | None = None) -> Self:
         name = job if isinstance(job, str) else job.id
         self = super().__new__(cls, name if part is None else f"{name}@{part}")
         self.job = None if isinstance(job, str) else job
@@ -34,7 +32,6 @@ class Input(str):
 
     @property
     def id(self) -> str:
-        """The id of the job."""
         return self.partition("@")[0]
 
     @property
@@ -48,7 +45,7 @@ class Input(str):
         return core_schema.no_info_plain_validator_function(cls._validate, serialization=serialization)
 
     @classmethod
-    def _validate(cls, value: Any) -> Input:
+    def _validate(cls, value: Any) -> Self:
         if isinstance(value, Input):
             return value
         if isinstance(value, str) and value or hasattr(value, "id"):

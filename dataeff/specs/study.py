@@ -5,17 +5,16 @@ neighbouring cell ended; an axis that a recipe does not tune is fixed, or follow
 `dataeff.study.demand` makes the runs.
 """
 
-from __future__ import annotations
-
+import re
 import tomllib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
@@ -28,14 +27,20 @@ from dataeff.specs.run import PRESETS, TRAINER_VERSION, ModelSpec, RunSpec, Size
 from dataeff.specs.spec import Spec
 
 SHARED_TRAINING = ("context_length", "rope_theta", "validation_sequences", "precision")  # by all recipes of a study
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it is a part of file names, links and commands
+NAME_RULE = "a study's name is made of the letters A to Z, digits, '.', '_' and '-'"
 
 
 def _preset(value: object) -> object:
-    if isinstance(value, str):
-        if value not in PRESETS:
-            raise ValueError(f"no size is named '{value}'; {nearest(value, PRESETS)}, or a table with its shape")
-        return PRESETS[value]
-    return value
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"no size is named '{value}'; {nearest(value, PRESETS)}, or a table with its shape")
+    return PRESETS[value] if isinstance(value, str) else value
+
+
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f'{NAME_RULE}; rename the file, or write another into it: name = "mine"')
+    return name
 
 
 def _require(names: Iterable[str], valid: Collection[str], where: str, rule: str) -> None:
@@ -43,6 +48,12 @@ def _require(names: Iterable[str], valid: Collection[str], where: str, rule: str
     for name in names:
         if name not in valid:
             raise ValueError(f"{where}: '{name}' is {rule}; {nearest(name, valid)}")
+
+
+def _first(error: ValidationError, model: type[Spec]) -> tuple[str, str]:
+    """Return key and rule of the first mistake that pydantic found in a `model`."""
+    problem = error.errors()[0]
+    return ".".join(map(str, problem["loc"])), rule(problem, model)
 
 
 class Resources(Spec):
@@ -55,14 +66,43 @@ class Resources(Spec):
     evaluations: int = Field(default=4, ge=1, description="validations a run, evenly spaced, the final one included")
 
 
+def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
+    """Return the id of a cell, such as `quickstart/standard/32768/width32`."""
+    return f"{study}/{recipe}/{seed_tokens}/{size}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(recipe, D, N) of a study: the unit that is tuned."""
+
+    study: str
+    recipe: str
+    seed_tokens: int
+    size: SizeSpec
+    grid: Grid
+    neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
+    base: str | None = None  # id of the cell whose optimum is followed
+    teacher: str | None = None  # id of the cell whose members teach
+    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
+
+    @property
+    def id(self) -> str:
+        return cell_id(self.study, self.recipe, self.seed_tokens, self.size.name)
+
+    @property
+    def builds_on(self) -> set[str]:
+        """The cells whose optimum it needs to start."""
+        return {other for other in (self.neighbour, self.base, self.teacher) if other}
+
+
 class StudySpec(Spec):
     """A question and all that is needed to answer it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_named)]
     question: str = Field(min_length=1)
-    seed_tokens: list[int] = Field(min_length=1, description="budgets D, rising")
+    seed_tokens: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="budgets D, rising")
     sizes: list[Annotated[SizeSpec, BeforeValidator(_preset)]] = Field(min_length=1, description="presets or tables, rising")
-    seeds: list[int] = Field(default=[0], min_length=1, description="the first tunes; the others repeat each optimum")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1, description="the first tunes, others replicate")
     baseline: str = Field(default="standard", description="recipe whose data law measures data efficiency")
     corpus: CorpusSpec = CorpusSpec()
     tokenizer: TokenizerSpec
@@ -71,30 +111,17 @@ class StudySpec(Spec):
     recipes: dict[str, RecipeSpec] = Field(min_length=1)
     resources: Resources = Resources()
 
-    @field_validator("seed_tokens", "seeds")
-    @classmethod
-    def _rising(cls, values: list[int], info: ValidationInfo) -> list[int]:
-        least = 1 if info.field_name == "seed_tokens" else 0
-        if values != sorted(set(values)) or values[0] < least:
-            valid = sorted({abs(value) for value in values if abs(value) >= least})
-            raise ValueError(f"{values} must rise strictly from {least} or more; use {valid}")
+    @field_validator("seed_tokens", "seeds", "grid")
+    def _rising(cls, values: Any, info: ValidationInfo) -> Any:
+        if values:
+            Grid(values if info.field_name == "grid" else {info.field_name: values})
         return values
 
-    @field_validator("sizes")
-    @classmethod
-    def _distinct(cls, sizes: list[SizeSpec]) -> list[SizeSpec]:
-        names = [size.name for size in sizes]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two sizes have one name: {names}; names must differ")
-        return sizes
-
-    @field_validator("grid")
-    @classmethod
-    def _rising_axes(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
-        return grid and dict(Grid(grid).axes)
-
     @model_validator(mode="after")
-    def _consistent(self) -> StudySpec:
+    def _consistent(self) -> Self:
+        names = [size.name for size in self.sizes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sizes have one name twice: {names}; names must differ")
         _require([self.baseline], self.recipes, "baseline", "not a recipe")
         for name in self.recipes:
             self._check_names(name)
@@ -106,7 +133,6 @@ class StudySpec(Spec):
         return self
 
     def _check_names(self, name: str) -> None:
-        """Raise `ValueError` where a recipe names sizes or recipes that are not there."""
         recipe, others = self.recipes[name], [other for other in self.recipes if other != name]
         _require(recipe.sizes or (), [size.name for size in self.sizes], f"recipes.{name}.sizes", "not a size of the study")
         for key, other in recipe.builds_on.items():
@@ -151,25 +177,23 @@ class StudySpec(Spec):
 
     def _check_runs(self, name: str) -> None:
         """Raise `ValueError` for what a run refuses: each axis takes all its values while the others are at either end."""
-        recipe, model = self.recipes[name], self.model(self.sizes[0], vocabulary=2)
-        axes = dict(self.grid_of(name).axes)
+        recipe, axes = self.recipes[name], dict(self.grid_of(name).axes)
         for axis in recipe.change:
             axes[axis] += tuple(changed(axis, value, recipe.change) for value in self.grid[axis])
-        training = self.training_of(name).model_dump(exclude={"context_length", "rope_theta"})
+        shared = self.training_of(name).model_dump(exclude={"context_length", "rope_theta"})
+        shared |= {"trainer_version": TRAINER_VERSION, "corpus": "any", "model": self.model(self.sizes[0], vocabulary=2)}
         for end, seed_tokens, axis in product((0, -1), self.seed_tokens, axes):
             for value in axes[axis]:
                 point = {other: values[end] for other, values in axes.items()} | {axis: value}
-                fields = {key: int(v) if key in WHOLE_AXES and v == int(v) else v for key, v in point.items()}
-                fields |= {"trainer_version": TRAINER_VERSION, "corpus": "any", "model": model, "seed_tokens": seed_tokens}
+                whole = {key: int(point[key]) for key in WHOLE_AXES if key in point and point[key] == int(point[key])}
                 try:
-                    RunSpec(**training | fields)
+                    RunSpec(**shared | point | whole, seed_tokens=seed_tokens)
                 except ValidationError as error:
-                    problem = error.errors()[0]
-                    key = ".".join(map(str, problem["loc"])) or f"recipes.{name}"
+                    key, problem = _first(error, RunSpec)
                     if key in axes:
                         table = next((f"recipes.{name}.{t}" for t in ("fixed", "change") if key in getattr(recipe, t)), "grid")
                         key = f"{table}.{key} = {point[key]:g}"
-                    raise ValueError(f"{key}: {rule(problem, RunSpec)}") from None
+                    raise ValueError(f"{key or f'recipes.{name}'}: {problem}") from None
 
     def _recipe_order(self) -> list[str]:
         """Recipe names, each after its base and its teacher. Raises ValueError on a circle."""
@@ -181,7 +205,6 @@ class StudySpec(Spec):
             raise ValueError(f"recipes {circle} build on one another in a circle; let one have no base and no teacher") from None
 
     def sizes_of(self, recipe: str) -> dict[str, SizeSpec]:
-        """Return a recipe's sizes by name, in the order of the study's."""
         chosen = self.recipes[recipe].sizes
         return {size.name: size for size in self.sizes if chosen is None or size.name in chosen}
 
@@ -202,8 +225,8 @@ class StudySpec(Spec):
         try:
             return StudyTraining.model_validate({**self.training.model_dump(), **own})
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise ValueError(".".join([where, *problem["loc"]]) + f": {rule(problem, StudyTraining)}") from None
+            key, problem = _first(error, StudyTraining)
+            raise ValueError(f"{where}.{key}: {problem}") from None
 
     def grid_of(self, recipe: str) -> Grid:
         """Return the grid a recipe is tuned on, with one value of what is fixed, and one in the middle of what follows a base."""
@@ -219,52 +242,23 @@ class StudySpec(Spec):
         """Every cell, each after the cells whose optimum it starts from."""
         cells = []
         for recipe in self._recipe_order():
-            grid, chosen, sizes = self.grid_of(recipe), self.recipe(recipe), list(self.sizes_of(recipe))
+            grid, chosen, sizes = self.grid_of(recipe), self.recipe(recipe), self.sizes_of(recipe)
+            before = chosen.start == "neighbour" and grid.size > 1
             for (d, seed_tokens), (n, size) in product(enumerate(self.seed_tokens), enumerate(sizes)):
                 neighbour = base = teacher = None
-                if chosen.start == "neighbour" and grid.size > 1 and (n or d):
-                    at = (seed_tokens, sizes[n - 1]) if n else (self.seed_tokens[d - 1], size)
+                if before and (n or d):
+                    at = (seed_tokens, list(sizes)[n - 1]) if n else (self.seed_tokens[d - 1], size)
                     neighbour = cell_id(self.name, recipe, *at)
                 if chosen.base:
                     base = cell_id(self.name, chosen.base, seed_tokens, size)
                 if chosen.teacher:
                     teacher = cell_id(self.name, chosen.teacher.recipe, seed_tokens, chosen.teacher.size or size)
-                cells.append(Cell(self.name, recipe, seed_tokens, self.sizes_of(recipe)[size], grid, neighbour, base, teacher))
+                cells.append(Cell(self.name, recipe, seed_tokens, sizes[size], grid, neighbour, base, teacher))
         return cells
 
     def model(self, size: SizeSpec, vocabulary: int) -> ModelSpec:
-        """Return the decoder of this size over `vocabulary` tokens."""
         context = {"context_length": self.training.context_length, "rope_theta": self.training.rope_theta}
         return ModelSpec(vocabulary=vocabulary, **context, **size.model_dump(exclude={"name"}))
-
-
-def cell_id(study: str, recipe: str, seed_tokens: int, size: str) -> str:
-    """Return the id of a cell, such as `quickstart/standard/32768/width32`."""
-    return f"{study}/{recipe}/{seed_tokens}/{size}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """(recipe, D, N) of a study: the unit that is tuned."""
-
-    study: str
-    recipe: str
-    seed_tokens: int
-    size: SizeSpec
-    grid: Grid
-    neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
-    base: str | None = None  # id of the cell whose optimum is followed
-    teacher: str | None = None  # id of the cell whose members teach
-    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
-
-    @property
-    def id(self) -> str:
-        return cell_id(self.study, self.recipe, self.seed_tokens, self.size.name)
-
-    @property
-    def builds_on(self) -> set[str]:
-        """The cells whose optimum it needs to start."""
-        return {other for other in (self.neighbour, self.base, self.teacher) if other}
 
 
 @dataclass(frozen=True)
@@ -277,7 +271,6 @@ class Study:
 
     @property
     def directory(self) -> Path:
-        """The folder that relative paths start from."""
         return Path.cwd() if self.path is None else self.path.resolve().parent
 
     def place_of(self, key: str) -> str:
@@ -290,7 +283,7 @@ class Study:
         return self.text or canonical_json(self.spec.model_dump())
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Study:
+    def load(cls, name_or_path: str | Path) -> Self:
         """Read a study file, by path or by the name of one carried with the package.
 
         Raises `StudyError`, which names the file, the line, the value, the rule and the nearest valid name.
@@ -313,7 +306,6 @@ class Study:
 
 
 def carried_studies() -> dict[str, Path]:
-    """Return the study files that travel with the package, by name."""
     return {path.stem: path for path in sorted(shared_folder("studies").glob("*.toml"))}
 
 

@@ -5,11 +5,10 @@ the `State` and the SHA-256 of both. There is no random state to keep: orders an
 step (see trainer.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 
 from dataeff.errors import InputError, TrainingError
 from dataeff.facts.store import Store, load_fact, replacing
-from dataeff.specs.run import RunSpec
+from dataeff.specs.run import ModelSpec, RunSpec
 from dataeff.specs.spec import Input
 from dataeff.training.model import Decoder
 from dataeff.training.result import Evaluation
@@ -54,6 +53,16 @@ def save_weights(model: Decoder, path: Path) -> int:
     return path.stat().st_size
 
 
+def common_model(store: Store, members: Sequence[Input], *readers: ModelSpec) -> ModelSpec:
+    """Return the model of the first of these runs. Raises `InputError` unless all, and the readers, take the same tokens."""
+    models = [load_fact(RunSpec, store.run(member.id).spec).model for member in members]
+    takes = {(model.vocabulary, model.context_length) for model in (*models, *readers)}
+    if len(takes) > 1:
+        rule = f"differ in (vocabulary, context_length): {sorted(takes)}; use runs that were trained with the same"
+        raise InputError(f"{', '.join(members)} and who reads them {rule}")
+    return models[0]
+
+
 def load_member(store: Store, member: Input, device: torch.device) -> Decoder:
     """Return the trained model of a run, or of one of its snapshots, frozen and on `device`. No weights are drawn.
 
@@ -65,12 +74,10 @@ def load_member(store: Store, member: Input, device: torch.device) -> Decoder:
         with torch.device("meta"):
             model = Decoder(spec.model, seed=None)
         # Copied, because tensors of a mapped file lie at any address, and products depend on the alignment.
-        weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict({name: tensor.clone() for name, tensor in load_file(path).items()}, assign=True)
     except (InputError, OSError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(
-            f"member {member} cannot be loaded from {path}: {error}; move its run folder away to train it again"
-        ) from error
+        remedy = "move its run folder away to train it again"
+        raise TrainingError(f"member {member} cannot be loaded from {path}: {error}; {remedy}") from error
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -113,10 +120,10 @@ def load_checkpoint(path: Path, run_id: str, models: nn.ModuleDict, optimizers: 
         log.warning("run %s starts afresh, without checkpoint %s: %s", run_id, path, error)
         return start
     models.load_state_dict({name: tensors.pop(name) for name in models.state_dict()})
-    states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in optimizers]
+    states: dict[int, dict[int, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in tensors.items():
         _, i, j, key = name.split(".")
         states[int(i)][int(j)][key] = tensor
-    for optimizer, values in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+    for i, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states[i]})
     return state

@@ -3,8 +3,6 @@
 Nothing here decides a loss, and nothing here enters a run id.
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 import re
@@ -25,15 +23,8 @@ Result = TypeVar("Result")
 
 # Dense bfloat16 peak in FLOPs a second, by a part of the device's name; the first that fits counts.
 # Data sheets, without sparsity: nvidia.com/en-us/data-center/{h100,h200,a100,dgx-b200}.
-PEAK_BFLOAT16_FLOPS: dict[str, float] = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-}
+PEAK_BFLOAT16_FLOPS = {"GB200": 2500e12, "B200": 2250e12, "H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12}
+PEAK_BFLOAT16_FLOPS |= {"H100": 989.4e12, "A100": 312e12}
 
 
 def pick_device(device: str) -> torch.device:
@@ -66,8 +57,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether torch ran out of memory; outside CUDA it says so in a plain RuntimeError."""
-    messages = ("can't allocate memory", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    said = "can't allocate memory" in str(error) or "MPS backend out of memory" in str(error)
+    return said or isinstance(error, torch.OutOfMemoryError)
 
 
 def halve_until_it_fits(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
@@ -102,9 +93,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Compute with one CPU thread: sums then have one order, and a job has one result in whatever process; and two workers of
-    two threads each on two cores were measured 3-7x slower than of one thread each. Raises `OutOfMemory` where torch runs
-    out of memory.
+    """Compute with one CPU thread: sums then have one order, a job one result in whatever process, and two workers on two cores
+    were 3-7x as fast as with two threads each. Raises `OutOfMemory` where torch runs out of memory.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,13 +1,10 @@
 """Validation losses: cross-entropy over fixed held-out sequences, in nats per token, of a model, of an ensemble and its subsets.
 
-Of an ensemble each member gives its hidden states once a batch; then, a chunk of rows at a time, its logits. Subsets are walked
-so that each is an earlier one and one more member: a running mean of logits moves on by one step and one cross-entropy, and
-no more than K means are alive.
+Of an ensemble each member gives its hidden states once a batch; then, a chunk of rows at a time, its logits. Each subset is an
+earlier one and one more member: a mean of logits moves on by one step, and no more than K means are alive.
 
 Shapes: K members, S sequences of T tokens, R rows (predicted tokens), C hidden, V vocabulary, P subsets.
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -19,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataeff.errors import InputError, Preempted
+from dataeff.errors import Preempted
 from dataeff.specs.recipe import Averaging
 from dataeff.training.device import in_batches
 from dataeff.training.model import Decoder
@@ -32,7 +29,6 @@ Subset = tuple[int, ...]  # places of members, in the order they are added
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context of the forward pass: bfloat16 autocast, or none."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -68,20 +64,15 @@ def subset_orders(members: int) -> list[Subset]:
 
 @torch.inference_mode()
 def ensemble_losses(
-    members: list[Decoder],
-    sequences: np.ndarray,
-    precision: str,
-    should_stop: Callable[[], bool] = lambda: False,
+    members: list[Decoder], sequences: np.ndarray, precision: str, should_stop: Callable[[], bool] = lambda: False
 ) -> list[tuple[Averaging, Subset, float | None]]:
     """Return (averaging, subset, loss) of the members' subsets on sequences (S, T): the places of its members, rising, and its
     loss in nats per token, None where that is not finite.
 
     "logits": the cross-entropy of softmax(mean of logits). "probabilities": -log(mean of the members' probabilities of the
     target). "weights": of one model with the mean of the members' weights ("model soup", arXiv 2203.05482), for the first
-    1, 2, ... K members where all have one architecture. `should_stop` is asked between batches. Raises `InputError` (members
-    that do not fit together), `Preempted`.
+    1, 2, ... K members where all have one architecture. `should_stop` is asked between batches; then `Preempted` is raised.
     """
-    _require_fit(members, sequences)
     count, length = sequences.shape
     subsets = subset_orders(len(members))
     device = members[0].lm_head.weight.device
@@ -104,19 +95,6 @@ def ensemble_losses(
         soups = _soup_losses(members, tokens, precision, pause)
         losses += [("weights", tuple(range(k)), loss) for k, loss in enumerate(soups, start=1)]
     return [(averaging, tuple(sorted(s)), loss if math.isfinite(loss) else None) for averaging, s, loss in losses]
-
-
-def _require_fit(members: list[Decoder], sequences: np.ndarray) -> None:
-    """Raise `InputError` unless all members predict the same tokens and can read these sequences."""
-    vocabularies = [member.spec.vocabulary for member in members]
-    if len(set(vocabularies)) > 1:
-        raise InputError(f"members have vocabularies {vocabularies}: logits are averaged token by token; use members of one")
-    context = min(member.spec.context_length for member in members)
-    if sequences.shape[1] > context:
-        raise InputError(
-            f"validation sequences of shape {sequences.shape}: the members read at most {context} tokens; give the "
-            f"sequences they were validated on"
-        )
 
 
 def _batch_losses(members: list[Decoder], tokens: Tensor, subsets: list[Subset]) -> Tensor:

@@ -8,8 +8,6 @@ T tokens in, T - 1 predictions out. It does not draw tokens or know how it is tr
 Shapes: B sequences, T tokens, C hidden, H heads, K key/value heads, D head size, V vocabulary, E experts.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,7 +26,6 @@ IGNORED = -100  # the target of a last token, which has no next one
 # afresh each step: with 256 rows, steps of 1,024 tokens ran 1.5 and 1.35 times as fast at widths 16 and 32 with V = 1,024.
 CPU_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
 DEVICE_CHUNK = nn.LinearCrossEntropyOptions(batch_chunk_size=4096)
-
 
 # MKL, torch's BLAS on x86, does not use AVX-512 on AMD processors. oneDNN does, and its products run at twice the speed there;
 # torch calls it for a float32 linear layer only through this operator, inductor's own. It costs more to call, so small

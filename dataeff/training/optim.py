@@ -6,8 +6,6 @@ Decayed: every matrix, the output head too. Not decayed: norms and the token emb
 matrices go to `torch.optim.Muon` instead, its step scaled to AdamW's so that one learning rate serves both.
 """
 
-from __future__ import annotations
-
 import math
 
 from torch.optim import AdamW, Muon, Optimizer

@@ -1,10 +1,8 @@
 """What a trained run leaves: its losses, its curve, its cost. Losses are in nats per token on the `validation` split."""
 
-from __future__ import annotations
-
 import math
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -58,7 +56,7 @@ class RunResult(Fact):
     weights_bytes: int | None
 
     @model_validator(mode="after")
-    def _finished_with_a_loss(self) -> RunResult:
+    def _finished_with_a_loss(self) -> Self:
         if self.status == "finished" and (self.val_loss is None or not math.isfinite(self.val_loss)):
             raise ValueError(f"a finished run has a finite validation loss, and this one has {self.val_loss}")
         return self

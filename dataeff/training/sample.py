@@ -3,8 +3,6 @@
 What a batch holds is a function of its models and seed, on the same CPU to the bit. It reads and writes no files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

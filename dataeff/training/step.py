@@ -1,7 +1,5 @@
 """The parts of a training step that keep no state: tokens and their order, loss, gradients, and the bound of divergence."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -26,10 +24,8 @@ def device_tokens(tokens: np.ndarray, sequences: int, what: str, spec: RunSpec, 
     if tokens.size != sequences * length:
         raise CorpusError(f"{what} has {tokens.size} tokens; run {spec.run_id} asks for {sequences} x {length}")
     if tokens.min() < 0 or tokens.max() >= spec.model.vocabulary:
-        raise CorpusError(
-            f"{what} has token ids from {tokens.min()} to {tokens.max()}; valid for a vocabulary of "
-            f"{spec.model.vocabulary}: 0 to {spec.model.vocabulary - 1}; use text made with the run's tokenizer"
-        )
+        valid = f"valid: 0 to {spec.model.vocabulary - 1}; use text made with the run's tokenizer"
+        raise CorpusError(f"{what} has token ids from {tokens.min()} to {tokens.max()}; {valid}")
     return torch.from_numpy(tokens.astype(np.int32)).view(sequences, length).to(device)
 
 

@@ -7,8 +7,6 @@ device and are read at checks, every hundredth of the run and at least every 50 
 checkpoints are written. It does not read corpora, hold locks, write attempts or results.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import socket
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataeff.errors import InputError, Preempted
+from dataeff.errors import Preempted
 from dataeff.facts.job import Context, Progress
 from dataeff.facts.store import JobFolder
 from dataeff.specs.run import RunSpec
@@ -164,11 +162,8 @@ class _Run:
         if start >= self.judged_from and (step % self.tenth == 0 or step == steps):
             mean, bound = self.history[start:step, 0].double().mean().item(), uniform_loss_bound(self.spec)
             if mean > bound:
-                uniform = math.log(self.spec.model.vocabulary)
-                return (
-                    f"mean train loss of steps {start + 1} to {step} of {steps} is {mean:.4g}, above an untrained model's "
-                    f"({bound:.4g}; uniform is {uniform:.4g})"
-                )
+                untrained = f"an untrained model's ({bound:.4g}; uniform is {math.log(self.spec.model.vocabulary):.4g})"
+                return f"mean train loss of steps {start + 1} to {step} of {steps} is {mean:.4g}, above {untrained}"
         return None
 
     def _evaluate(self) -> None:
@@ -188,42 +183,35 @@ class _Run:
     def _curve(self) -> Curve:
         steps = [*range(self.interval, self.read, self.interval), self.read]
         losses, norms = zip(*map(self._means, steps), strict=True)
-        return Curve(
-            step=steps,
-            tokens=[step * self.tokens_a_step for step in steps],
-            train_loss=losses,
-            gradient_norm=norms,
-            lr=[learning_rate(step - 1, self.spec) for step in steps],
-        )
+        tokens, rates = [step * self.tokens_a_step for step in steps], [learning_rate(step - 1, self.spec) for step in steps]
+        return Curve(step=steps, tokens=tokens, train_loss=losses, gradient_norm=norms, lr=rates)
 
     def finish(self) -> RunResult:
         """Write the weights and return the result."""
         spec, state, curve = self.spec, self.state, self._curve()
-        tokens = state.step * self.tokens_a_step
-        peak = peak_flops(self.device, spec.precision)
-        last = None if self.reason else state.evaluations[-1]
+        model, last = spec.model, None if self.reason else state.evaluations[-1]
+        tokens, peak = state.step * self.tokens_a_step, peak_flops(self.device, spec.precision)
+        losses = {"val_loss": last and last.val_loss, "val_loss_standard_error": last and last.standard_error}
+        where = {"device": describe_device(self.device), "host": socket.gethostname(), "torch_version": torch.__version__}
         return RunResult(
             run_id=spec.run_id,
             status="diverged" if self.reason else "finished",
             reason=self.reason,
-            val_loss=last and last.val_loss,
-            val_loss_standard_error=last and last.standard_error,
+            **losses,
             train_loss=curve.train_loss[-1],
             evaluations=state.evaluations,
             curve=curve,
             steps=state.step,
             tokens_seen=tokens,
-            parameters_total=spec.model.parameters_total,
-            parameters_non_embedding=spec.model.parameters_non_embedding,
-            training_flops=tokens * spec.model.training_flops_per_token,
+            parameters_total=model.parameters_total,
+            parameters_non_embedding=model.parameters_non_embedding,
+            training_flops=tokens * model.training_flops_per_token,
             weights_bytes=None if self.reason else save_weights(self.eval_model, self.folder.weights),
             wall_seconds=time.monotonic() - self.began,
             tokens_per_second=self.tokens_per_second,
-            model_flops_utilisation=peak and spec.model.training_flops_per_token * self.tokens_per_second / peak,
+            model_flops_utilisation=peak and model.training_flops_per_token * self.tokens_per_second / peak,
             peak_memory_bytes=peak_memory_bytes(self.device),
-            device=describe_device(self.device),
-            host=socket.gethostname(),
-            torch_version=torch.__version__,
+            **where,
             started_at=state.started_at,
             ended_at=datetime.now(UTC),
         )
@@ -240,47 +228,24 @@ def train(
     teachers: Sequence[Decoder] = (),
     checkpoint_seconds: float = 300,
 ) -> RunResult:
-    """Train `spec` from the checkpoint in `folder`, if there is one, and return its result.
+    """Train `spec` from the checkpoint in `folder`, if there is one; write checkpoints, snapshots and weights; return the result.
 
     `train_tokens` are the first D tokens of the corpus, (D,); `validation_sequences` (S, T). Where the spec asks for them,
-    `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order;
-    they are moved to the device and not changed. The context's `should_stop` is asked after every step. A run that diverges
-    is a result, with status "diverged", a reason and no weights. Where weights are averaged, validation losses, snapshots and
-    final weights are the average's.
-    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device, teachers, more cycles than steps),
-    `Preempted`. Writes checkpoints, snapshots and weights.
+    `synthetic` is the pool of sampled sequences (P, T), and `teachers` are the trained models to match, in the spec's order. The
+    context's `should_stop` is asked after every step. A run that diverges is a result with a reason and no weights. Of averaged
+    weights the validation losses, snapshots and final weights are the average's.
+    Raises `CorpusError` (tokens that are not the spec's), `InputError` (device), `Preempted`.
     """
-    if spec.cycles > spec.steps:
-        raise InputError(f"run {spec.run_id} has {spec.cycles} cycles in {spec.steps} steps; use at most one cycle a step")
-    _require_teachers(spec, teachers)
     device = pick_device(context.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    tokens = _training_text(spec, train_tokens, synthetic, device)
+    tokens = device_tokens(train_tokens, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
+    if spec.synthetic:
+        pool = np.empty(0) if synthetic is None else synthetic
+        sampled = device_tokens(pool, max(1, len(pool)), f"the text of sample {spec.synthetic.samples}", spec, device)
+        tokens = torch.cat([tokens[: spec.real_sequences], sampled])
     validation = device_tokens(validation_sequences, spec.validation_sequences, "the validation text", spec, device)
     with torch.random.fork_rng(enabled=spec.dropout > 0):
         run = _Run(spec, folder, context, device, tokens, validation, [teacher.to(device) for teacher in teachers])
         run.loop(checkpoint_seconds)
     return run.finish()
-
-
-def _training_text(spec: RunSpec, real: np.ndarray, synthetic: np.ndarray | None, device: torch.device) -> Tensor:
-    """Return the sequences of the run: the real ones, then the synthetic pool."""
-    tokens = device_tokens(real, spec.seed_tokens // spec.model.context_length, "the training text", spec, device)
-    if spec.synthetic is None:
-        return tokens
-    pool = np.empty(0) if synthetic is None else synthetic
-    sampled = device_tokens(pool, max(1, len(pool)), f"the text of sample {spec.synthetic.samples}", spec, device)
-    return torch.cat([tokens[: spec.real_sequences], sampled])
-
-
-def _require_teachers(spec: RunSpec, teachers: Sequence[Decoder]) -> None:
-    """Raise `InputError` unless these are as many teachers as the spec names, and read what the run reads."""
-    count = len(spec.teacher_logits.members) if spec.teacher_logits else 0
-    vocabulary, length = spec.model.vocabulary, spec.model.context_length
-    shapes = [(teacher.spec.vocabulary, teacher.spec.context_length) for teacher in teachers]
-    if len(shapes) != count or any(v != vocabulary or context < length for v, context in shapes):
-        raise InputError(
-            f"run {spec.run_id} matches {count} teachers of vocabulary {vocabulary} and a context of {length} or more; given: "
-            f"{shapes}; name members of the same tokenizer that were trained on sequences as long"
-        )

@@ -3,8 +3,6 @@
 The order of members counts: an ensemble of K members also holds those of its first 1, 2, ... K - 1.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from typing import Any, ClassVar, Literal
@@ -68,14 +66,13 @@ class Ensemble(Job):
         return sum(run.model.training_flops_per_token for run in runs) * tokens / 3
 
     def run(self, folder: JobFolder, store: Store, context: Context) -> EnsembleResult:
-        from dataeff.training.checkpoint import load_member
+        from dataeff.training.checkpoint import common_model, load_member
         from dataeff.training.device import describe_device, pick_device
         from dataeff.training.evaluate import ensemble_losses
 
-        began = time.monotonic()
-        device = pick_device(context.device)
+        began, device, model = time.monotonic(), pick_device(context.device), common_model(store, self.members)
+        validation = find_tokens(store, self.corpus).validation(self.validation_sequences, model.context_length)
         members = [load_member(store, member, device) for member in self.members]
-        validation = find_tokens(store, self.corpus).validation(self.validation_sequences, members[0].spec.context_length)
         losses = ensemble_losses(members, validation, self.precision, context.should_stop)
         return EnsembleResult(
             ensemble_id=self.id,

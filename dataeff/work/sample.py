@@ -7,13 +7,11 @@ same CPU to the bit.
     checkpoint/000000.safetensors   the sequences of one batch, the sums of their -log p and entropy, its seconds
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,13 +21,7 @@ from dataeff.errors import CorpusError, InputError, Preempted
 from dataeff.facts.job import Context, Fact, Job, Progress
 from dataeff.facts.store import JobFolder, Store, load_fact, write_atomically
 from dataeff.specs.identity import identity
-from dataeff.specs.run import ModelSpec, RunSpec
 from dataeff.specs.spec import Input
-
-if TYPE_CHECKING:
-    import torch
-
-    from dataeff.training.model import Decoder
 
 SEQUENCES_A_BATCH = 256  # decides what is drawn: another number is another sampler_version
 
@@ -71,12 +63,15 @@ class Sample(Job):
         """Draw the batches that an earlier attempt has not left in the checkpoint; write all to tokens.bin: (sequences,
         context_length) in little-endian uint16 or, above 65,536 tokens of vocabulary, uint32.
         """
+        from dataeff.training.checkpoint import common_model
         from dataeff.training.device import describe_device, pick_device
 
-        model, device = self._model(store), pick_device(context.device)
+        model = common_model(store, self.members)
+        if self.separator >= model.vocabulary:
+            raise InputError(f"separator {self.separator} is not in the vocabulary; valid: 0 to {model.vocabulary - 1}")
         tokens = np.empty((self.sequences, model.context_length), "<u2" if model.vocabulary <= 1 << 16 else "<u4")
         totals = np.zeros(3)
-        for rows, batch in self._batches(folder, store, context, device, tokens.dtype):
+        for rows, batch in self._batches(folder, store, context):
             tokens[rows] = batch["tokens"]
             totals += batch["totals"]
         cross_entropy, entropy, seconds = totals.tolist()
@@ -93,30 +88,16 @@ class Sample(Job):
             entropy=entropy / drawn,
             tokens_per_second=drawn / seconds,
             wall_seconds=seconds,
-            device=describe_device(device),
+            device=describe_device(pick_device(context.device)),
         )
 
-    def _model(self, store: Store) -> ModelSpec:
-        """Return the model of the first member, once all are known to read and write the same tokens."""
-        models = [load_fact(RunSpec, store.run(member.id).spec).model for member in self.members]
-        vocabularies, contexts = ({getattr(model, name) for model in models} for name in ("vocabulary", "context_length"))
-        if len(vocabularies) > 1 or len(contexts) > 1:
-            raise InputError(
-                f"members of sample {self.id} have vocabularies of {vocabularies} and contexts of {contexts} tokens; sample from "
-                "members that have the same"
-            )
-        if self.separator >= models[0].vocabulary:
-            raise InputError(f"separator {self.separator} is not in the vocabulary; valid: 0 to {models[0].vocabulary - 1}")
-        return models[0]
-
-    def _batches(
-        self, folder: JobFolder, store: Store, context: Context, device: torch.device, dtype: np.dtype
-    ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+    def _batches(self, folder: JobFolder, store: Store, context: Context) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         """Yield which sequences each batch holds, and the content of its file, drawn if it is not there yet.
 
         Sequence j is drawn by team j mod K: each of K members by itself ("members"), or one team of all ("joint").
         """
         from dataeff.training.checkpoint import load_member
+        from dataeff.training.device import pick_device
         from dataeff.training.sample import draw_batch
 
         settings = self.model_dump(include={"separator", "temperature", "top_p", "precision"})
@@ -124,17 +105,16 @@ class Sample(Job):
         step = len(teams) * SEQUENCES_A_BATCH
         number = before = 0
         for place, team in enumerate(teams):
-            models: list[Decoder] = []
+            models = []
             for first in range(place, self.sequences, step):
                 rows = range(first, min(first + step, self.sequences), len(teams))
                 path = folder.checkpoint / f"{number:06d}.safetensors"
                 if not path.exists():
-                    models = models or [load_member(store, member, device) for member in team]
+                    models = models or [load_member(store, member, pick_device(context.device)) for member in team]
                     began = time.monotonic()
                     report = partial(self._report, context, before, models[0].spec.context_length - 1, began)
                     tokens, sums = draw_batch(models, len(rows), (self.seed, number), on_token=report, **settings)
-                    batch = {"tokens": tokens.astype(dtype), "totals": np.append(sums, time.monotonic() - began)}
-                    write_atomically(path, save(batch))
+                    write_atomically(path, save({"tokens": tokens, "totals": np.append(sums, time.monotonic() - began)}))
                 yield rows, load_file(path)
                 number += 1
                 before += len(rows)

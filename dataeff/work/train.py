@@ -1,7 +1,5 @@
 """Train: one run. Its fields are those of `RunSpec`, everything that decides its loss."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from dataeff.data.tokens import find_tokens
@@ -37,13 +35,14 @@ class Train(RunSpec, Job):
         return f"run {self.id} diverged: {result.reason}" if result.status == "diverged" else None
 
     def run(self, folder: JobFolder, store: Store, context: Context) -> RunResult:
-        from dataeff.training.checkpoint import load_member
+        from dataeff.training.checkpoint import common_model, load_member
         from dataeff.training.device import pick_device
         from dataeff.training.trainer import train
 
-        device = pick_device(context.device)
+        device, teachers = pick_device(context.device), self.teacher_logits.members if self.teacher_logits else []
+        if teachers:
+            common_model(store, teachers, self.model)
         tokens = find_tokens(store, self.corpus)
-        teachers = self.teacher_logits.members if self.teacher_logits else []
         return train(
             self,
             folder,
@@ -65,4 +64,6 @@ class Train(RunSpec, Job):
             "spec": self.model_dump(mode="json"),
         }
         evaluations = [{"run_id": self.id, "split": "validation", **each.model_dump()} for each in result.evaluations]
-        return {"run": [row], "evaluation": evaluations, "curve": [{"run_id": self.id, **result.curve.model_dump()}]}
+        curve = result.curve.model_dump()
+        every = {"run_id": self.id, "step": curve.pop("step"), "tokens": curve.pop("tokens")}
+        return {"run": [row], "evaluation": evaluations, "curve": [every | {"name": n, "value": v} for n, v in curve.items()]}

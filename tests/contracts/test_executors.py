@@ -235,7 +235,7 @@ def test_a_job_without_its_inputs_fails_and_says_what_is_missing(executor, tiny,
     member = run(tiny)
     ensemble = Ensemble(corpus=tiny.fingerprint, members=[member], validation_sequences=32, precision="float32")
     ended = complete(executor, Request(ensemble, store))
-    assert ended.outcome == "failed" and f"member {member.id} cannot be loaded" in ended.reason
+    assert ended.outcome == "failed" and f"{member.id}/spec.json cannot be read" in ended.reason
 
 
 @pytest.mark.parametrize("outputs", [["weights.safetensors"], ["snapshots/1.safetensors"]])

@@ -47,8 +47,6 @@ def test_the_facts_agree_with_the_files(built, texts):
     assert built.train_tokens * 2 == (built.folder / "train.bin").stat().st_size
     assert built.validation_tokens * 2 == (built.folder / "validation.bin").stat().st_size
     assert built.train_bytes + built.validation_bytes == sum(len(text.encode()) for text in texts)
-    assert built.train_documents + built.validation_documents == len(texts)
-    assert built.duplicates_dropped == 0 and built.passages is None
     assert built.vocabulary == 300 and built.dtype == "<u2" and built.name == "test"
 
 
@@ -107,7 +105,7 @@ def test_validation_windows_that_do_not_fit_are_refused_with_how_many_would(numb
 
 def test_passages_have_a_separator_each(tmp_path, texts, write_jsonl, build):
     tokens = build(write_jsonl(tmp_path / "a.jsonl", texts), passage_bytes=256)
-    assert np.count_nonzero(tokens.train(tokens.train_tokens) == tokens.separator) == tokens.passages > 40
+    assert np.count_nonzero(tokens.train(tokens.train_tokens) == tokens.separator) > 40
 
 
 def test_a_vocabulary_above_65536_is_written_in_four_bytes(tmp_path, write_jsonl, build):
@@ -121,9 +119,10 @@ def test_a_vocabulary_above_65536_is_written_in_four_bytes(tmp_path, write_jsonl
     assert (narrow.dtype, narrow.vocabulary) == ("<u2", 65_536)
 
 
-def test_the_vocabulary_counted_is_the_one_obtained(tmp_path, write_jsonl, build):
+def test_the_vocabulary_counted_is_the_one_obtained_and_a_smaller_one_is_said(tmp_path, write_jsonl, build, caplog):
     tokens = build(write_jsonl(tmp_path / "a.jsonl", ["aaaa aaaa", "bbbb bbbb"]), TokenizerSpec(vocabulary=20_000))
     assert 257 <= tokens.vocabulary < 300
+    assert f"tokenizer.vocabulary = 20000: the text gives {tokens.vocabulary} tokens" in caplog.text
 
 
 def test_the_fingerprint_is_that_of_the_content_wherever_and_however_it_lies(tmp_path, texts, write_jsonl, build, built):

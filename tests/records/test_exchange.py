@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import duckdb
 import pytest
@@ -136,3 +137,30 @@ def test_the_results_that_come_along_answer_as_they_did_when_they_were_trained(t
     )
     states = dict(rows(copy, "SELECT state, count(*) FROM certificate GROUP BY ALL"))
     assert states == {"certified": 81, "boundary": 9, "open": 2}
+
+
+@pytest.mark.parametrize("name", ["tiny.csv", "tiny.duckdb"])
+def test_every_form_of_an_export_comes_back_the_same(exported, tmp_path, name):
+    direct, copy = Database(tmp_path / "direct.duckdb"), Database(tmp_path / "copy.duckdb")
+    import_study(direct, exported[1])
+    export_study(exported[0], "tiny", tmp_path / name)
+    added = import_study(copy, tmp_path / name)
+    assert added["run"] and set(import_study(copy, tmp_path / name).values()) == {0}
+    for table in added:
+        assert rows(copy, f"SELECT * FROM {table} ORDER BY ALL") == rows(direct, f"SELECT * FROM {table} ORDER BY ALL")
+    assert rows(copy, "SELECT * FROM run ORDER BY ALL") == rows(exported[0], "SELECT * FROM run ORDER BY ALL")
+
+
+def test_an_edited_cell_comes_in_where_the_study_was_not_launched(exported, tmp_path):
+    copy, edited = Database(tmp_path / "copy.duckdb"), tmp_path / "edited"
+    import_study(copy, exported[1])
+    shutil.copytree(exported[1], edited)
+    cells = f"FROM '{exported[1]}/cell.parquet'"
+    duckdb.execute(f"COPY (SELECT * REPLACE ('checked by hand' AS reason) {cells}) TO '{edited}/cell.parquet'")
+    assert import_study(copy, edited)["cell"] == rows(copy, "SELECT count(*) FROM cell")[0][0]
+    assert rows(copy, "SELECT DISTINCT reason FROM cell") == [("checked by hand",)]
+    assert set(import_study(copy, edited).values()) == {0}
+    launched = Database(shutil.copytree(exported[0].path.parent, tmp_path / "launched") / exported[0].path.name)
+    before = rows(launched, "FROM cell ORDER BY ALL")
+    import_study(launched, edited)
+    assert rows(launched, "FROM cell ORDER BY ALL") == before

@@ -185,11 +185,9 @@ def test_a_column_without_a_place_is_refused_with_what_to_add_and_nothing_change
     with pytest.raises(InputError) as refused:
         bring(database, source)
     for said in (
-        "parameters_nominal: --map parameters_total=parameters_nominal, or --ignore parameters_nominal",
-        "val loss: --map 'val_loss=val loss', or --ignore 'val loss'",
-        "learning_rate: --map lr=learning_rate",
-        "my notes [all]: --ignore 'my notes [all]'",
-        "Nothing gives parameters_total, val_loss",
+        "it has columns that no column of run is named as; add --map parameters_total=parameters_nominal ",
+        "--map 'val_loss=val loss' --map lr=learning_rate ",
+        "--ignore 'my notes [all]'. Nothing was imported",
     ):
         assert said in str(refused.value)
     assert everything(database) == before
@@ -436,7 +434,7 @@ def test_a_parameter_and_a_metric_of_one_name_are_told_apart(database, tmp_path)
     client.log_metric(run, "val_loss", 3.0)
     client.log_metric(run, "lr", 0.0)
     client.set_terminated(run)
-    with pytest.raises(InputError, match="params.lr: --map lr=params.lr"):
+    with pytest.raises(InputError, match="add --map lr=params.lr --ignore metrics.lr"):
         bring(database, f"mlflow:{uri}")
     bring(database, f"mlflow:{uri}", columns={"lr": "params.lr"}, ignored=["metrics.lr"])
     assert rows(database, "SELECT lr FROM run") == [(0.1,)]

@@ -52,7 +52,7 @@ MISTAKES = {
     "a size that does not divide into heads": (
         '"width16"',
         '{ name = "odd", hidden = 30, layers = 2, heads = 4, kv_heads = 4, feed_forward = 10 }',
-        "multiple of 4",
+        "multiple of 8",
     ),
     "an unknown baseline": ('baseline = "standard"', 'baseline = "standrad"', "did you mean 'standard'"),
     "an unknown base": ('base = "standard"', 'base = "standrad"', "'standard'"),

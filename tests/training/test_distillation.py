@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from dataeff.errors import CorpusError, InputError, Preempted
 from dataeff.facts.job import Context
-from dataeff.facts.store import JobFolder
+from dataeff.facts.store import JobFolder, Store, write_atomically
 from dataeff.specs.run import ModelSpec, RunSpec, Synthetic, TeacherLogits
 from dataeff.training.evaluate import autocast
 from dataeff.training.model import Decoder
 from dataeff.training.result import RunResult
 from dataeff.training.step import sequence_order, training_loss, uniform_loss_bound
 from dataeff.training.trainer import train
+from dataeff.work.train import Train
 
 
 def mixed(spec: RunSpec, share: float, **change: object) -> RunSpec:
@@ -100,12 +101,13 @@ def test_a_pool_that_is_not_the_specs_is_refused(spec, folder, train_tokens, val
             train(mixed(spec, 0.5), folder, train_tokens, validation, synthetic=given)
 
 
-def test_teachers_that_are_not_the_specs_are_refused(spec, folder, train_tokens, validation) -> None:
-    short = teacher_of(spec.model.model_copy(update={"context_length": 8}), seed=1)
-    foreign = teacher_of(spec.model.model_copy(update={"vocabulary": 65}), seed=1)
-    for given in ([], [short], [foreign], [teacher_of(spec.model, seed=1)] * 2):
-        with pytest.raises(InputError, match="matches 1 teachers of vocabulary 64 and a context of 16"):
-            train(taught(spec), folder, train_tokens, validation, teachers=given)
+@pytest.mark.parametrize(("change", "said"), [({"vocabulary": 65}, "65, 16"), ({"context_length": 8}, "64, 8")])
+def test_a_teacher_of_other_tokens_is_refused(spec, tmp_path, change, said) -> None:
+    store, job = Store(tmp_path / "store"), Train(**taught(spec).model_dump())
+    other = spec.model_copy(update={"model": spec.model.model_copy(update=change)})
+    write_atomically(store.run("teacher").spec, other.model_dump_json())
+    with pytest.raises(InputError, match=rf"differ in \(vocabulary, context_length\): .*\({said}\).*use runs"):
+        job.run(store.folder(job), store, Context("cpu"))
 
 
 @pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.3, 2.0)])

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from dataeff.errors import InputError, Preempted, TrainingError
+from dataeff.facts.job import Context
 from dataeff.facts.store import Store, write_atomically
 from dataeff.specs.spec import Input
 from dataeff.training.checkpoint import load_member, save_weights
 from dataeff.training.evaluate import ensemble_losses, subset_orders, validation_loss
 from dataeff.training.model import Decoder
+from dataeff.work.ensemble import Ensemble
 
 
 @pytest.fixture
@@ -173,8 +175,8 @@ def test_a_member_that_is_not_there_is_named_with_a_remedy(member, store) -> Non
             load(store, name)
 
 
-def test_members_that_do_not_fit_together_are_refused(member, evaluate, store, validation) -> None:
-    with pytest.raises(InputError, match=r"have vocabularies .*64.*128.*use members of one"):
-        evaluate([member(0), member(1, vocabulary=128)])
-    with pytest.raises(InputError, match=r"shape \(12, 16\).*at most 8 tokens"):
-        evaluate([member(0, context_length=8)])
+@pytest.mark.parametrize(("change", "said"), [({"vocabulary": 128}, "128, 16"), ({"context_length": 8}, "64, 8")])
+def test_members_that_do_not_fit_together_are_refused(member, store, change, said) -> None:
+    job = Ensemble(corpus="any", members=[member(0), member(1, **change)], validation_sequences=1, precision="float32")
+    with pytest.raises(InputError, match=rf"differ in \(vocabulary, context_length\): .*\({said}\).*use runs"):
+        job.run(store.folder(job), store, Context("cpu"))

@@ -222,7 +222,7 @@ def test_samples_that_are_not_whole_are_refused(store: Store, spec: RunSpec) -> 
 def test_members_that_cannot_be_sampled_are_refused(store: Store, spec: RunSpec) -> None:
     name = member(store, spec)
     longer = member(store, spec, model=spec.model.model_copy(update={"context_length": 32}))
-    with pytest.raises(InputError, match="contexts of {.*32.*} tokens; sample from members that have the same"):
+    with pytest.raises(InputError, match=r"differ in .*\(64, 16\), \(64, 32\).*use runs that were trained with the same"):
         drawn(samples_of([name, longer]), store)
     with pytest.raises(InputError, match="valid: 0 to 63"):
         drawn(samples_of([name], separator=64), store)
