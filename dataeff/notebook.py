@@ -8,15 +8,13 @@ Every call opens the file for as long as its query takes, so a study may go on w
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataeff.errors import DatabaseError, NotFoundError
+from dataeff.errors import NotFoundError
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.answer import study_answer
-from dataeff.study.fits import renew_fits
 
 if TYPE_CHECKING:
     import altair as alt
@@ -27,14 +25,10 @@ class Results:
     """The results in a DuckDB file. Methods raise as `Database.read` does; `study` may be omitted where there is only one."""
 
     def __init__(self, path: Path | str) -> None:
-        """Open the file, or raise `NotFoundError` where there is none; renews its intervals if it can be written."""
+        """Open the file, or raise `NotFoundError` where there is none."""
         self.database = Database(path)
         with self.database.read():
             pass
-        try:
-            renew_fits(self.database)
-        except DatabaseError as error:
-            warnings.warn(f"the intervals were not renewed: {error}", stacklevel=3)
 
     def sql(self, text: str, *parameters: Any) -> pd.DataFrame:
         """Return the rows of a query; tables and views are described in db/README.md. Raises `QueryError`."""

@@ -205,11 +205,10 @@ def test_init_writes_a_study_that_is_valid_and_overwrites_nothing(tmp_path):
 
 
 def tables(database: Path) -> dict[str, list]:
-    """The rows of every table but the version and when fits were made."""
+    """The rows of every table but the version."""
     with duckdb.connect(database, read_only=True) as connection:
         names = connection.execute("select table_name from duckdb_tables() where table_name <> 'schema'").fetchall()
-        chosen = {name: "* exclude fitted_at" if name == "fit" else "*" for (name,) in names}
-        return {name: connection.execute(f"select {of} from {name} order by all").fetchall() for name, of in chosen.items()}
+        return {name: connection.execute(f"from {name} order by all").fetchall() for (name,) in names}
 
 
 def test_a_deleted_study_is_gone_for_good_and_its_runs_stay(finished, tmp_path):

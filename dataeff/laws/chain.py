@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from dataeff.laws.efficiency import tokens_by_interpolation, tokens_by_law
-from dataeff.laws.fit import Array, Fit, Refits, fit, refit
+from dataeff.laws.fit import NO_FREEDOM, WARNINGS, Array, Fit, fit, refit
 from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
 
-LEVEL = 0.9
 MISFIT = 0.01  # residuals that noise alone would exceed more seldom than this are the form's; the noise is then scaled up to them
 ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
 BY_LAW, BETWEEN, TRAINED = "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
@@ -47,29 +47,34 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """A value of the chain, None where there is none, with its resamples, (resamples,); for a law also the fit and the refits.
+    """A value of the chain, None with a reason where there is none, with its resamples, (resamples,); for a law also its fit.
 
-    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite. `misfit`: how many
-    times the noise of the law's points was taken, 1 unless its residuals are too large for that noise (`MISFIT`).
+    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite. `laws`: a, alpha and e
+    of the resamples. `misfit`: how many times the noise of the law's points was taken, 1 unless its residuals are too large for
+    that noise (`MISFIT`). `tokens`: what the baseline of a ratio needs.
     """
 
     value: float | None = None
+    reason: str | None = None
     draws: Array | None = None
     undefined: int = 0
     fitted: Fit | None = None
-    refits: Refits | None = None
+    laws: tuple[Array, ...] | None = None
     misfit: float = 1.0
+    tokens: float | None = None
 
     def interval(self) -> tuple[float | None, float | None]:
         """Return the ends of the 90% interval, None on a side where there is none."""
         if self.value is None or self.draws is None:
             return None, None
-        low, high = np.quantile(self.draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="closest_observation")
+        low, high = np.quantile(self.draws, [0.05, 0.95], method="closest_observation")
         low, high = min(float(low), self.value), max(float(high), self.value)
         return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
 
 
-def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int = 2000, seed: int = 0) -> dict[Key, Quantity]:
+def chain(
+    recipes: Mapping[str, Sequence[Budget]], baseline: str | None, resamples: int = 2000, seed: int = 0
+) -> dict[Key, Quantity]:
     """Return every quantity of a study: the asymptote at each D, the law over D, and the data efficiency three ways.
 
     Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens.
@@ -79,15 +84,41 @@ def chain(recipes: Mapping[str, Sequence[Budget]], baseline: str, resamples: int
         spread = _spread(budgets, resamples, draw)
         for budget in budgets:
             results[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, draw)
-            trained[recipe, budget.tokens] = _trained(budget, spread, draw)
+            best = [np.array([number]) for number in budget.trained or ()]
+            trained[recipe, budget.tokens] = _least(*best, spread, draw) if best else Quantity(reason="no run has finished")
         results[recipe, None, DATA_LAW] = _law(*_limits(results, recipe, budgets))
-    law, points = results.get((baseline, None, DATA_LAW), Quantity()), _limits(results, baseline, recipes.get(baseline, ()))
+    law, points = _baseline_law(results, recipes, baseline), _limits(results, baseline, recipes.get(baseline, ()))
     for recipe, tokens in trained:
         limit = results[recipe, tokens, ASYMPTOTE]
         results[recipe, tokens, BY_LAW] = _ratio_by_law(law, limit, tokens)
         results[recipe, tokens, TRAINED] = _ratio_by_law(law, trained[recipe, tokens], tokens)
         results[recipe, tokens, BETWEEN] = _interpolated_ratio(*points, limit, tokens)
     return results
+
+
+def fit_curves(x: Sequence[float], ys: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Return the law of each of many curves over the same x: `a`, `alpha` (None where a is 0), `e`, `rmse`, `points`, and the
+    `reason` why e is no limit.
+    """
+    if len(x) < 3:
+        return [{"points": len(x), "reason": _too_few(x)} for _ in ys]
+    fits = refit(PowerLaw, x, ys)
+    laws = [fits.parameters[name] for name in ("a", "alpha", "e")]
+    columns = zip(*laws, np.sqrt(np.maximum(fits.objective, 0) / len(x)), _no_limit(*laws), strict=True)
+    return [
+        {"a": float(a), "alpha": float(alpha) if a else None, "e": float(e), "rmse": float(rmse), "points": len(x),
+         "reason": WARNINGS.get(why)} for a, alpha, e, rmse, why in columns
+    ]  # fmt: skip
+
+
+def _no_limit(a: Array, alpha: Array, e: Array) -> Array:
+    """Return for each law why its e is no limit, a key of `WARNINGS`; '' where it is one."""
+    at_bounds = [a <= 0, alpha <= ALPHA_BOUNDS[0] * 1.00001, alpha >= ALPHA_BOUNDS[1] * 0.99999, e <= 0]
+    return np.select(at_bounds, ["points_do_not_fall", "alpha_at_lower_bound", "alpha_at_upper_bound", "e_at_zero"], "")
+
+
+def _too_few(x: Sequence[float] | Array) -> str:
+    return f"a law with three parameters needs 3 points; there {'is 1' if len(x) == 1 else f'are {len(x)}'}"
 
 
 def _spread(budgets: Sequence[Budget], resamples: int, draw: np.random.Generator) -> Array:
@@ -109,23 +140,18 @@ def _resampled(losses: Array, errors: Array, freedom: Array, spread: Array, draw
 
 
 def _limit(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
+    given = budget.losses, budget.errors, budget.freedom, spread, draw
     if not len(budget.losses):
-        return Quantity()
-    draws = _resampled(budget.losses, budget.errors, budget.freedom, spread, draw)
-    if budget.over_sizes:
-        return _law(budget.sizes, budget.losses, draws)
-    best = int(np.argmin(budget.losses))
-    return Quantity(float(budget.losses[best]), None if draws is None else draws[:, best])
+        return Quantity(reason="no size has a loss")
+    return _law(budget.sizes, budget.losses, _resampled(*given)) if budget.over_sizes else _least(*given)
 
 
-def _trained(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
-    if budget.trained is None:
-        return Quantity()
-    draws = _resampled(*(np.array([value]) for value in budget.trained), spread, draw)
-    return Quantity(budget.trained[0], None if draws is None else draws[:, 0])
+def _least(losses: Array, *noise: Any) -> Quantity:
+    draws, best = _resampled(losses, *noise), int(np.argmin(losses))
+    return Quantity(float(losses[best]), draws=None if draws is None else draws[:, best])
 
 
-def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
+def _limits(results: Mapping[Key, Quantity], recipe: str | None, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
     """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
     limits = {b.tokens / 1e6: results[recipe, b.tokens, ASYMPTOTE] for b in budgets}
     limits = {x: limit for x, limit in limits.items() if limit.value is not None}
@@ -137,17 +163,17 @@ def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budg
 def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
     x, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     if len(x) < 3:
-        return Quantity()
+        return Quantity(reason=_too_few(x))
     mean = np.eye(len(x))[place] / counts  # sizes of equal N count as their mean, once each
     losses, draws = losses @ mean, None if draws is None else draws @ mean
     fitted = fit(PowerLaw, x, losses, weights=counts)
+    reason = next((WARNINGS[name] for name in fitted.warnings if name != NO_FREEDOM), None)
     if draws is None:
-        return Quantity(fitted.limit, fitted=fitted)
+        return Quantity(fitted.limit, reason, fitted=fitted)
     misfit = _misfit(fitted, draws)
-    refits = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts)
-    a, alpha, e = (refits.parameters[name] for name in ("a", "alpha", "e"))
-    bound = (alpha <= ALPHA_BOUNDS[0] * 1.00001) | (alpha >= ALPHA_BOUNDS[1] * 0.99999)
-    return Quantity(fitted.limit, e, int(np.sum((a <= 0) | (e <= 0) | bound)), fitted, refits, misfit)
+    parameters = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts).parameters
+    laws = tuple(parameters[name] for name in ("a", "alpha", "e"))
+    return Quantity(fitted.limit, reason, laws[2], int(np.sum(_no_limit(*laws) != "")), fitted, laws, misfit)
 
 
 def _misfit(fitted: Fit, draws: Array) -> float:
@@ -162,28 +188,40 @@ def _misfit(fitted: Fit, draws: Array) -> float:
     return float(np.sqrt(square / spare)) if stats.chi2.sf(square, spare) < MISFIT else 1.0
 
 
-def _ratio_by_law(law: Quantity, limit: Quantity, tokens: float) -> Quantity:
-    if law.fitted is None or law.fitted.law.a <= 0 or limit.value is None:
-        return Quantity()
+def _baseline_law(results: Mapping[Key, Quantity], recipes: Mapping[str, Any], baseline: str | None) -> Quantity:
+    """Return the law that ratios invert, also one without a limit of its own; or the reason why there is none."""
+    if baseline not in recipes:
+        missing = f"the baseline {baseline} has no runs in this study" if baseline else "the study names no baseline"
+        return Quantity(reason=missing)
+    law = results[baseline, None, DATA_LAW]
+    falls = law.fitted is not None and law.fitted.law.a > 0
+    return law if falls else Quantity(reason=f"the baseline has no data law: {law.reason}")
+
+
+def _ratio_by_law(law: Quantity, loss: Quantity, tokens: float) -> Quantity:
+    if loss.value is None or law.fitted is None:
+        return Quantity(reason=loss.reason or law.reason)
     best, draws = law.fitted.law, None
-    value = tokens_by_law(*(np.array([v]) for v in (best.a, best.alpha, best.e, limit.value)))
-    if law.refits is not None and limit.draws is not None:
-        draws = tokens_by_law(*(law.refits.parameters[name] for name in ("a", "alpha", "e")), limit.draws)
-    return _ratio(value, draws, tokens)
+    value = tokens_by_law(*(np.array([v]) for v in (best.a, best.alpha, best.e, loss.value)))
+    if law.laws is not None and loss.draws is not None:
+        draws = tokens_by_law(*law.laws, loss.draws)
+    return _ratio(value, draws, tokens, f"the baseline's law never reaches this loss: its limit is {best.e:.4f}")
 
 
 def _interpolated_ratio(x: Array, losses: Array, draws: Array | None, limit: Quantity, tokens: float) -> Quantity:
     if len(x) < 2 or limit.value is None:
-        return Quantity()
+        return Quantity(reason=limit.reason or "the baseline has limits at fewer than two budgets")
     value = tokens_by_interpolation(x, losses[None], np.array([limit.value]))
     if draws is not None:
         draws = None if limit.draws is None else tokens_by_interpolation(x, draws, limit.draws)
-    return _ratio(value, draws, tokens)
+    span = f"{losses.min():.4f} to {losses.max():.4f}"
+    return _ratio(value, draws, tokens, f"outside the baseline's measured losses, {span} (pooled where they rise)")
 
 
-def _ratio(value: Array, draws: Array | None, tokens: float) -> Quantity:
-    """Return the ratio to D, in tokens, of the baseline's D in 1e6 tokens: (1,) and its draws."""
-    ratio = float(value[0] * 1e6 / tokens)
-    ratios = None if draws is None else draws * 1e6 / tokens
+def _ratio(value: Array, draws: Array | None, tokens: float, reason: str) -> Quantity:
+    """Return the ratio to D, in tokens, of the baseline's D in 1e6 tokens: (1,) and its draws; `reason`: why it is infinite."""
+    needed, ratios = float(value[0] * 1e6), None if draws is None else draws * 1e6 / tokens
     undefined = 0 if ratios is None else int((~np.isfinite(ratios)).sum())
-    return Quantity(ratio if np.isfinite(ratio) else None, ratios, undefined)
+    if not np.isfinite(needed):
+        return Quantity(None, reason, ratios, undefined)
+    return Quantity(needed / tokens, None, ratios, undefined, tokens=needed)

@@ -2,8 +2,7 @@
 
     data efficiency = D_baseline(loss) / D                                      (arXiv 2509.14786, section 2)
 
-D_baseline comes either from the inverse of the baseline's data law, which extrapolates without bound, or from a straight line
-in log D between the baseline's points, which never leaves their range. The view `data_efficiency` does the same in SQL.
+D_baseline comes from the inverse of the baseline's data law, which extrapolates, or from a line in log D between its points.
 """
 
 from __future__ import annotations

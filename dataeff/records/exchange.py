@@ -40,7 +40,7 @@ _ROWS = {
     "evaluation": _RUNS,
     "metric": _RUNS,
     "run": _RUNS,
-    "fit": "study = $1",
+    "fit": f"study = $1 OR evidence {_ENSEMBLES.partition(' ')[2]}",
 }
 _PARTS = {"evaluation": "run", "metric": "run", "ensemble_loss": "ensemble"}  # have no key, and come with a new whole alone
 _REQUIRED = ("study", "cell", "trial", "run")

@@ -131,9 +131,11 @@ def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Row
     )
 
 
-def record_fits(connection: duckdb.DuckDBPyConnection, studies: Sequence[str], rows: Rows) -> None:
-    """Record the fits of studies, each a mapping of every column of table `fit`, in place of those they had."""
-    connection.execute("DELETE FROM fit WHERE list_contains($1, study)", [list(studies)])
+def record_fits(connection: duckdb.DuckDBPyConnection, owners: Sequence[str], rows: Rows) -> None:
+    """Record fits, each a mapping of every column of table `fit`, in place of those of their owners: the study, or for a fit of
+    an ensemble its own id.
+    """
+    connection.execute("DELETE FROM fit WHERE list_contains($1, coalesce(study, fit_id))", [list(owners)])
     _insert(connection, "fit", list(rows))
 
 

@@ -16,24 +16,10 @@ from dataeff.errors import NotFoundError, QueryError, nearest
 Answer = tuple[list[str], list[tuple[Any, ...]]]
 
 RUN_COLUMNS = (
-    *("run_id", "status", "corpus_name", "seed_tokens", "parameters_total", "lr", "weight_decay", "epochs", "train_seed"),
-    *("val_loss", "wall_seconds", "ended_at"),
+    *("run_id", "status", "recipe", "seed_tokens", "size", "optimizer", "lr", "weight_decay", "epochs", "train_seed", "val_loss"),
+    *("wall_seconds", "ended_at"),
 )
 JOB_TABLES = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of results, with their ids
-VIEWS_THAT_COST = ("grid_point", "best_run", "certificate", "cell_limit", "asymptote", "data_law", "data_efficiency")
-
-
-def hold_views(connection: duckdb.DuckDBPyConnection, study: str) -> None:
-    """Work out once what views say of one study, for all queries that follow on this connection, which sees no other's cells.
-
-    Pays where several queries follow: a table in memory stands before each table or view of its name, also within views.
-    Raises `NotFoundError` with the nearest name for a study that is not recorded.
-    """
-    require_study(connection, study)
-    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS cell AS FROM main.cell WHERE study = {literal(study)}")
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS trial AS FROM main.trial SEMI JOIN cell USING (cell_id)")
-    for view in VIEWS_THAT_COST:
-        connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {view} AS FROM main.{view}")
 
 
 def literal(text: object) -> str:
@@ -80,25 +66,29 @@ def runs(
     columns: Sequence[str] | None = None,
     limit: int = 50,
 ) -> Answer:
-    """Return (columns, rows) of the runs for which every SQL condition in `where` holds.
+    """Return (columns, rows) of the runs for which every SQL condition on the view `study_run` in `where` holds.
 
-    `sort` is a column, with a minus before it to sort downwards; NULLs come last. `columns` defaults to the ones people
-    look at first; `["all"]` is every column. `limit` 0 is no limit. Raises `NotFoundError` with the nearest column name,
-    `QueryError` for a condition that DuckDB refuses.
+    Its study, recipe, size and role list all that remain under the conditions. `sort` is a column, with a minus before it for
+    descending order; NULLs come last. `columns` defaults to the ones people look at first; `["all"]` is every column of `run`.
+    `limit` 0 is no limit. Raises `NotFoundError` with the nearest column name, `QueryError` for a condition that DuckDB refuses.
     """
-    valid = connection.table("run").columns
-    chosen = valid if list(columns or ()) == ["all"] else list(columns or RUN_COLUMNS)
+    of_use, of_run = ("study", "recipe", "size", "role"), connection.table("run").columns
+    valid, chosen = (*of_run, *of_use), of_run if list(columns or ()) == ["all"] else list(columns or RUN_COLUMNS)
     key, direction = sort.removeprefix("-"), "DESC" if sort.startswith("-") else "ASC"
     for name in (*chosen, key):
         if name not in valid:
-            raise NotFoundError(f"'{name}' is not a column of run; {nearest(name, valid)}")
+            raise NotFoundError(f"'{name}' is not a column of runs; {nearest(name, valid)}")
     names = ", ".join(f'"{name}"' for name in chosen)
     conditions = " AND ".join(f"(\n{condition}\n)" for condition in where) or "true"
-    order = f'"{key}" {direction} NULLS LAST, run_id LIMIT {limit or "ALL"}'
+    uses = ", ".join(f"string_agg(DISTINCT {name}, ', ' ORDER BY {name}) AS {name}" for name in of_use)
+    order = f"{direction} NULLS LAST, run_id"
+    first = f"""SELECT run_id FROM study_run WHERE {conditions} GROUP BY run_id
+        ORDER BY min("{key}") {order} LIMIT {limit or "ALL"}"""
+    used = f"(SELECT run_id, {uses} FROM study_run SEMI JOIN ({first}) USING (run_id) WHERE {conditions} GROUP BY run_id)"
     try:
-        return query(connection, f"SELECT {names} FROM run WHERE {conditions} ORDER BY {order}")
+        return query(connection, f'SELECT {names} FROM {used} JOIN run USING (run_id) ORDER BY "{key}" {order}')
     except QueryError as error:
-        raise QueryError(f"{error}\nThe columns of run are: {', '.join(valid)}") from error
+        raise QueryError(f"{error}\nThe columns of runs are: {', '.join(valid)}") from error
 
 
 def job_details(connection: duckdb.DuckDBPyConnection, job_id: str) -> dict[str, Any]:
@@ -140,11 +130,11 @@ def studies(connection: duckdb.DuckDBPyConnection) -> Answer:
     """Return (columns, rows): one row a recorded study, the counts of its cells by state, its recorded runs."""
     return query(
         connection,
-        """SELECT study.name AS study, count(certificate.cell_id) AS cells, count_if(state = 'certified') AS certified,
+        """SELECT study.name AS study, count(cell.cell_id) AS cells, count_if(state = 'certified') AS certified,
             count_if(state = 'boundary') AS boundary, count_if(state NOT IN ('certified', 'boundary')) AS open,
             (SELECT count(DISTINCT run_id) FROM trial JOIN run USING (run_id) JOIN cell USING (cell_id)
              WHERE cell.study = study.name) AS runs, updated_at, question
-        FROM study LEFT JOIN certificate ON certificate.study = study.name GROUP BY ALL ORDER BY study.name""",
+        FROM study LEFT JOIN cell ON cell.study = study.name GROUP BY ALL ORDER BY study.name""",
     )
 
 
@@ -156,15 +146,16 @@ def require_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
 
 
 def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
-    """Return (columns, rows): one row a cell of the study, its optimum and certificate.
+    """Return (columns, rows): one row a cell of the study, its optimum and certificate. `best_loss` is what the search minimises:
+    with objective K the limit of the members.
 
     Raises `NotFoundError` with the nearest name of a study.
     """
     require_study(connection, study)
     return query(
         connection,
-        """SELECT best.recipe, best.seed_tokens, best.size, certificate.state, best.val_loss, certificate.margin,
-            best.val_loss_mean, seeds, lr, weight_decay, epochs, runs, diverged, search_ended_at, certificate.reason
+        """SELECT best.recipe, best.seed_tokens, best.size, cell.state, objective, best_loss, cell.margin, val_loss_mean, seeds,
+            lr, weight_decay, epochs, runs, diverged, search_ended_at, certificate.reason
         FROM best_run AS best JOIN certificate USING (cell_id) JOIN cell USING (cell_id)
         WHERE best.study = $1 ORDER BY best.recipe <> (SELECT baseline FROM study WHERE name = $1), best.recipe, best.seed_tokens,
             best.parameters_total""",

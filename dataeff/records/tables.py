@@ -282,45 +282,47 @@ class Sample(Table, table=True):
 
 
 class Fit(Table, table=True):
-    """One row a law or ratio of a study, with its interval. `fit_state` says whether runs were added since."""
+    """One row a fitted law or ratio with its interval, which views join. `fit_state` says which are out of date."""
 
     __table_args__ = (
         _one_of(
-            "quantity", "asymptote", "data_law", "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
+            "quantity", "members", "asymptote", "data_law", "data_efficiency", "data_efficiency_interpolated",
+            "data_efficiency_trained",
         ),
-    )
+    )  # fmt: skip
 
-    fit_id: str = key("study, recipe, quantity and D")
-    study: str = column("of which study")
-    recipe: str = column("of which recipe")
-    seed_tokens: int | None = column("at which D; NULL for a law over D (tokens)")
+    fit_id: str = key("study, recipe, D and quantity; of `members` the ensemble and the averaging")
+    study: str | None = column("of which study; NULL for `members`")
+    recipe: str | None = column("of which recipe; NULL for `members`")
+    seed_tokens: int | None = column("at which D; NULL for `members` and a law over D (tokens)")
     quantity: str = column(
-        "`asymptote`: the recipe's limit at D; `data_law`: the limit of those over D (both nats/token); `data_efficiency`: by "
-        "the baseline's data law; `data_efficiency_interpolated`: between its measured points; `data_efficiency_trained`: by "
-        "its data law, of the best loss trained (ratios)"
+        "`members`: the limit of an ensemble's loss in K; `asymptote`: the recipe's limit at D; `data_law`: the limit of those "
+        "over D (all nats/token); `data_efficiency`: by the baseline's data law; `data_efficiency_interpolated`: between its "
+        "measured points; `data_efficiency_trained`: by its data law, of the best loss trained (ratios)"
     )
-    value: float | None = column("the quantity; NULL where there is none, for the reason that the view gives")
+    value: float | None = column("the quantity; NULL with a `reason`")
     low: float | None = column("lower end of the 90% interval; NULL where there is none")
     high: float | None = column("upper end; NULL also where more than 5% of the resamples have none")
-    method: str | None = column("of the interval: `resampled chain` and its version, or why there is none")
-    resamples: int = column("of the whole chain of laws (count)")
+    reason: str | None = column("why there is no value")
+    interval_reason: str | None = column("why an end of the interval is missing")
+    standard_error: float | None = column("of `members`, by the jackknife over members; NULL for all others (nats/token)")
+    tokens_needed: float | None = column("of a ratio: what the baseline needs; NULL for laws (tokens)")
+    largest_budget: int | None = column("of a ratio: the baseline's largest D that has a limit; NULL for laws (tokens)")
+    method: str = column("name and version of the method")
+    resamples: int = column("of the whole chain of laws; 0 without (count)")
     undefined: int = column("resamples in which it has no value (count)")
-    points: int = column("points of its law; 0 for what is no law (count)")
-    a: float | None = column("of the law L = a / x^alpha + e, x = N / 1e9 or D / 1e6; NULL without (nats/token)")
-    alpha: float | None = column("exponent of that law; NULL without")
+    points: int = column("points of its law; 0 for a ratio or the best over N (count)")
+    a: float | None = column("of the law L = a / x^alpha + e, x = K, N / 1e9 or D / 1e6; NULL without (nats/token)")
+    alpha: float | None = column("exponent of that law; NULL without, and where a = 0")
     e: float | None = column("limit of that law; NULL without (nats/token)")
-    objective: float | None = column("its sum of squares (nats^2/token^2)")
-    condition: float | None = column("of its derivatives by the parameters, each scaled to length 1")
-    certified: bool | None = column("whether no better law exists near it or on a finer grid")
+    rmse: float | None = column("root of its mean squared residual (nats/token)")
     warnings: list[str] = column(
         "keys of `dataeff.laws.fit.WARNINGS`, and `misfit` where its residuals are too large for the noise of its points "
         "(p < 0.01); the interval then takes the noise as large as they are",
         sa_type=TEXTS,
     )
-    left_out: list[str] = column("cells that gave it no point, and why", sa_type=TEXTS)
     run_ids: list[str] = column("the runs whose losses it rests on, members of ensembles among them", sa_type=TEXTS)
-    evidence: str = column("hash of what was recorded of the recipe and of its baseline, and of the schema")
-    fitted_at: datetime = column("when")
+    evidence: str = column("hash of what was recorded of the recipe and its baseline, and of the schema; the ensemble's id")
 
 
 class Schema(Table, table=True):

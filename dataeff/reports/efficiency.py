@@ -14,12 +14,24 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 
 from dataeff.laws.forms import PowerLaw
-from dataeff.reports.answer import bracketed, budgets, ratio
+from dataeff.records.queries import records, require_study
+from dataeff.reports.answer import ratio
 from dataeff.reports.charts import law_figure, log_axis, recipe_colour, tooltips
-from dataeff.reports.frames import Records, by_key, law_line, recipes, study_records
+from dataeff.reports.frames import Records, by_key, law_line, recipes
 
 if TYPE_CHECKING:
     import duckdb
+
+
+
+def budgets(rows: Records) -> str:
+    return "; ".join(f"{row['seed_tokens']:,}" for row in rows)
+
+
+def bracketed(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    ends = "" if low is None and high is None else f" [{low}, {high}]"
+    return "-" if value is None else f"{value:{form}}{ends}"
+
 
 METHODS = {"by law": "", "interpolated": "_interpolated", "best trained": "_trained"}  # what columns of the view end on
 FARTHEST = 64  # times its largest budget, to which the baseline's law is drawn at most
@@ -39,7 +51,7 @@ SELECT view.*, {
         f'''CASE WHEN data_efficiency{end} IS NULL THEN {reason}
         WHEN fit{end}.low IS NULL AND fit{end}.high IS NULL AND fit{end}.resamples > 0
         THEN 'in ' || fit{end}.undefined || ' of ' || fit{end}.resamples || ' resamples there is no ratio'
-        ELSE fitted_interval(data_efficiency{end}, fit{end}).reason END AS why{end}'''
+        ELSE fit{end}.interval_reason END AS why{end}'''
         for end, reason in NO_RATIO.items()
     )
 }
@@ -58,7 +70,8 @@ ORDER BY list_position(json_keys(spec, '$.recipes'), law.recipe), law.recipe
 
 def study_efficiency(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return `ratios` (one a recipe and D), the `data_laws` and their `laws` on a grid, the `baseline` and all `recipes`."""
-    ratios, data_laws = study_records(connection, study, RATIOS, DATA_LAWS)
+    require_study(connection, study)
+    ratios, data_laws = (records(connection, text, [study]) for text in (RATIOS, DATA_LAWS))
     (baseline,) = connection.execute("SELECT baseline FROM study WHERE name = $1", [study]).fetchone()
     laws = [line for law in data_laws if law["alpha"] is not None for line in _law_on_a_grid(law, ratios, baseline)]
     return {"ratios": ratios, "data_laws": data_laws, "laws": laws, "baseline": baseline, "recipes": recipes(connection, study)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from dataeff.records.queries import hold_views, records
+from dataeff.records.queries import records, require_study
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 Records = list[dict[str, Any]]
 
-# The layers of `limits_chart`: data efficiency at each D by the baseline's data law, the limits, the law of each recipe and D
-# from half its smallest size to four times its largest, ensembles of 1, 2, ... members, and the best of each cell.
+# The layers of `limits_chart`: data efficiency at each D by the baseline's data law, the limits, the law over N of each recipe
+# and D (`law` within its sizes, `beyond` up to four times the largest), ensembles of 1, 2, ... members, the best of each cell.
+# A law of limits in K stands above the ensembles whose limits it is fitted to.
 LIMITS = """
-WITH span AS (
-    SELECT study, recipe, seed_tokens, min(parameters_total) / 2 AS low, max(parameters_total) * 4 AS high
-    FROM best_run WHERE study = $1 GROUP BY ALL
+WITH best AS MATERIALIZED (
+    FROM cell_limit WHERE study = $1 AND reached_loss IS NOT NULL
+), span AS (
+    SELECT recipe, seed_tokens, max(members) AS members, min(parameters_total) AS low, max(parameters_total) AS high
+    FROM best WHERE limit_loss IS NOT NULL GROUP BY ALL
+), limits AS MATERIALIZED (
+    FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL
 ), layer AS (
     SELECT 'mark' AS layer, seed_tokens, a * power(ratio * seed_tokens / 1e6, -alpha) + e AS val_loss,
         if(ratio < 1, '1/' || (1 / ratio)::INT, (ratio::INT)::VARCHAR) || 'x' AS mark
@@ -32,34 +37,28 @@ WITH span AS (
         (SELECT DISTINCT seed_tokens FROM cell WHERE study = $1), (SELECT unnest([1/8, 1/4, 1/2, 1, 2, 4, 8, 16]) AS ratio)
     WHERE study = $1 AND a > 0
     UNION ALL BY NAME
-    SELECT 'limit' AS layer, recipe, seed_tokens, limit_loss AS val_loss, e_low AS low, e_high AS high, kind AS state
-    FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL
+    SELECT 'limit' AS layer, recipe, seed_tokens, limit_loss AS val_loss, e_low AS low, e_high AS high, kind AS state FROM limits
     UNION ALL BY NAME
-    SELECT 'law' AS layer, recipe, seed_tokens, low * power(high / low, i / 60) AS parameters_total,
-        a * power(low * power(high / low, i / 60) / 1e9, -alpha) + e AS val_loss
-    FROM asymptote JOIN span USING (study, recipe, seed_tokens), range(61) AS steps(i)
-    WHERE kind = 'asymptote' AND limit_loss IS NOT NULL
+    SELECT part AS layer, recipe, seed_tokens, recipe AS line, members * n AS parameters_total,
+        a * power(n / 1e9, -alpha) + e AS val_loss
+    FROM limits JOIN span USING (recipe, seed_tokens), (VALUES ('law'), ('beyond')) AS parts(part), range(41) AS steps(i),
+        LATERAL (SELECT if(part = 'law', low * power(high / low, i / 40), high * power(4, i / 40)) AS n)
+    WHERE kind IN ('asymptote', 'asymptote in K, then N')
     UNION ALL BY NAME
     SELECT 'curve' AS layer, curve.recipe, curve.seed_tokens, curve.size, curve.recipe || curve.size AS line, curve.members,
         curve.members * curve.parameters_total AS parameters_total, mean_loss AS val_loss
     FROM ensemble_curve AS curve JOIN cell USING (cell_id, averaging)
     WHERE curve.study = $1 AND mean_loss IS NOT NULL
     UNION ALL BY NAME
-    SELECT 'point' AS layer, recipe, best.seed_tokens, best.size, members, members * best.parameters_total AS parameters_total,
-        reached_loss AS val_loss, state, state <> 'certified' AS hollow, reached_error AS error, freedom
-    FROM cell_limit AS best JOIN certificate USING (cell_id, study, recipe)
-    WHERE study = $1 AND reached_loss IS NOT NULL
+    SELECT 'point' AS layer, best.recipe, best.seed_tokens, best.size, best.members,
+        best.members * best.parameters_total AS parameters_total, reached_loss AS val_loss, state, state <> 'certified' AS hollow,
+        reached_error AS error, freedom, cell_id, run_id, lr, weight_decay, epochs
+    FROM best JOIN cell USING (cell_id) JOIN best_run USING (cell_id)
 )
 SELECT *, 'D = ' || format('{:,}', seed_tokens) || ' tokens' AS panel FROM layer
-WHERE seed_tokens IN (SELECT seed_tokens FROM layer WHERE layer = 'point')
+WHERE seed_tokens IN (SELECT seed_tokens FROM best)
 ORDER BY seed_tokens, layer, recipe, line, parameters_total, members
 """
-
-
-def study_records(connection: duckdb.DuckDBPyConnection, study: str, *queries: str) -> list[Records]:
-    """Return the rows of each query, whose $1 is the study. Raises `NotFoundError` for a study that is not recorded."""
-    hold_views(connection, study)
-    return [records(connection, query, [study]) for query in queries]
 
 
 def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
@@ -68,10 +67,10 @@ def recipes(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
 
 
 def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return the arguments of `limits_chart` for a recorded study."""
-    (rows,) = study_records(connection, study, LIMITS)
+    """Return the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded."""
+    require_study(connection, study)
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    return {"rows": with_bars(rows), "recipes": recipes(connection, study), "title": question}
+    return {"rows": with_bars(records(connection, LIMITS, [study])), "recipes": recipes(connection, study), "title": question}
 
 
 def with_bars(rows: Records) -> Records:

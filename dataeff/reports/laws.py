@@ -22,9 +22,9 @@ from dataeff.laws.chain import MISFIT
 from dataeff.laws.fit import WARNINGS, Fit, fit
 from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import Comparison, compare, interval, leave_largest_out, profile
-from dataeff.records.queries import records
+from dataeff.records.queries import records, require_study
 from dataeff.reports.charts import law_figure, log_axis, tooltips
-from dataeff.reports.frames import Records, hold_views, law_line, readable, with_bars
+from dataeff.reports.frames import Records, law_line, readable, with_bars
 from dataeff.reports.theme import ALARM, GREY, INK, PALETTE
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def study_law(
     `run_ids`, and where it can be fitted `fit`, `lines`, `profile`, `miss`, `rivals`, else `why` not. x in parameters, members,
     tokens.
     """
-    hold_views(connection, study)
+    require_study(connection, study)
     named = [study, recipe, seed_tokens, size, averaging][: {"N": 3, "K": 5, "D": 2}[over]]
     rows, (limit,) = with_bars(records(connection, POINTS[over], named)), records(connection, LIMITS[over], named)
     fit_id = "/".join(str(part) for part in (study, recipe, seed_tokens, "data_law" if over == "D" else "asymptote") if part)

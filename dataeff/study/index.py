@@ -269,7 +269,7 @@ def delete_study(database: Database, name: str) -> None:
                 folder.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
             delete_cells(connection, name)
-            connection.execute("DELETE FROM fit WHERE study = $1", [name])
+            connection.execute("DELETE FROM fit WHERE study = $1 OR list_contains($2, evidence)", [name, imported])
             connection.execute("DELETE FROM study WHERE name = $1", [name])
             for table, key in TABLES.items() if imported else ():
                 connection.execute(f"DELETE FROM {table} WHERE list_contains($1, {key})", [imported])

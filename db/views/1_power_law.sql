@@ -1,4 +1,4 @@
--- The law L = A / x^alpha + E, fitted in SQL: least squares with A >= 0, E >= 0, 0.02 <= alpha <= 3.
+-- The law L = A / x^alpha + E, fitted in SQL, for ad-hoc queries: least squares with A >= 0, E >= 0, 0.02 <= alpha <= 3.
 -- For a fixed alpha the law is linear in u = x^-alpha, so A and E are a regression's slope and intercept (variable
 -- projection: Golub and Pereyra 1973); what is left is a search over one number. Each stage tries 65 exponents,
 -- evenly spaced in log alpha, around the best of the stage before; the last are 3e-6 apart, relative to alpha.
@@ -50,23 +50,3 @@ CREATE OR REPLACE MACRO power_law(xs, ys) AS (
 -- x where L = A / x^alpha + E falls to `loss`; NULL where it never does.
 CREATE OR REPLACE MACRO power_law_inverse(a, alpha, e, loss) AS
     CASE WHEN loss > e THEN power(a / (loss - e), 1 / alpha) END;
-
--- x where a line in log x between points, xs rising, falls to `loss`; NULL outside their range. Losses that rise are pooled
--- first (isotonic regression in its min-max form: Barlow et al. 1972), and of equal losses the least x counts.
-CREATE OR REPLACE MACRO interpolated_inverse(xs, ys, loss) AS (
-    WITH given AS (
-        SELECT xs::DOUBLE[] AS x, ys::DOUBLE[] AS y, loss::DOUBLE AS l
-    ), pooled AS (
-        SELECT x, l, list_transform(range(1, len(y) + 1), lambda i: list_min(list_transform(range(1, i + 1), lambda j:
-            list_max(list_transform(range(i, len(y) + 1), lambda k: list_avg(y[j:k])))))) AS level
-        FROM given
-    ), placed AS (
-        SELECT *, list_position(list_transform(level, lambda v: v <= l), true) AS after FROM pooled
-    )
-    SELECT CASE
-        WHEN l > level[1] OR after IS NULL THEN NULL
-        WHEN after = 1 THEN x[1]
-        ELSE exp(ln(x[after - 1]) + (ln(x[after]) - ln(x[after - 1])) * (level[after - 1] - l) / (level[after - 1] - level[after]))
-        END
-    FROM placed
-);

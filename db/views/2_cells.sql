@@ -9,15 +9,10 @@ CREATE OR REPLACE MACRO neighbours(point, shape) AS flatten(list_transform(shape
 -- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is what the point's ensemble is
 -- worth, and it was run once the ensemble was evaluated or a member diverged.
 CREATE OR REPLACE VIEW grid_point AS
-WITH worth AS (
-    SELECT cell_id, cell_ensemble.coordinates, ensemble_id, max(size.members) AS members,
-        power_law(list(size.members), list(mean_loss)) AS fit, arg_max_null(mean_loss, size.members) AS val_loss
-    FROM cell JOIN cell_ensemble USING (cell_id) JOIN ensemble_size AS size USING (ensemble_id, averaging)
-    WHERE objective = 'K'
-    GROUP BY cell_id, cell_ensemble.coordinates, ensemble_id
-), largest AS (
-    SELECT cell_id, coordinates, arg_max_null(ensemble_objective(fit, val_loss), (members, ensemble_id)) AS objective_loss
-    FROM worth GROUP BY cell_id, coordinates
+WITH largest AS (
+    SELECT cell_id, coordinates, arg_max_null(objective_loss, (law.members, ensemble_id)) AS objective_loss
+    FROM cell JOIN ensemble_asymptote AS law USING (cell_id, averaging) WHERE objective = 'K'
+    GROUP BY cell_id, coordinates
 ), point AS (
     SELECT cell_id, trial.coordinates, arg_min(run_id, (run.val_loss IS NULL, run.val_loss, run_id)) AS run_id,
         min(run.val_loss) AS objective_loss
@@ -58,7 +53,10 @@ GROUP BY study, recipe;
 -- trained at its point: single models, whatever the objective.
 CREATE OR REPLACE VIEW best_run AS
 WITH best AS (
-    SELECT cell_id, run_id, coordinates FROM grid_point WHERE is_best
+    SELECT cell_id, trial.coordinates, if(objective = 'K', min(run_id), arg_min(run_id, (val_loss IS NULL, val_loss, run_id))) AS run_id
+    FROM cell JOIN trial USING (cell_id) JOIN run USING (run_id)
+    WHERE role = 'search' AND trial.coordinates = best
+    GROUP BY cell_id, objective, trial.coordinates
 ), tried AS (
     SELECT cell_id, status, if(trial.run_id = best.run_id
         OR (role IN ('replicate', 'member') AND trial.coordinates = best.coordinates), val_loss, NULL) AS loss_at_best
@@ -77,10 +75,11 @@ FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN counted USING (cell_id) LEFT 
 -- One row a cell: whether its optimum is certified, and how many of its neighbours are as good within the noise.
 CREATE OR REPLACE VIEW certificate AS
 WITH near AS (
-    SELECT cell_id, count(*) FILTER (NOT point.is_best AND point.objective_loss - best.objective_loss <= 2 * noise_sd) AS within_noise
-    FROM grid_point AS best JOIN cell USING (cell_id) JOIN noise USING (study, recipe) JOIN grid_point AS point USING (cell_id)
-    WHERE best.is_best AND objective = 'single' AND noise_sd IS NOT NULL
-        AND list_distance(point.coordinates::DOUBLE[], best.coordinates::DOUBLE[]) <= 1
+    SELECT cell_id,
+        count(DISTINCT trial.coordinates) FILTER (trial.coordinates <> best AND val_loss - best_loss <= 2 * noise_sd) AS within_noise
+    FROM cell JOIN noise USING (study, recipe) JOIN trial USING (cell_id) JOIN run USING (run_id)
+    WHERE role = 'search' AND objective = 'single' AND noise_sd IS NOT NULL
+        AND list_distance(trial.coordinates::DOUBLE[], best::DOUBLE[]) <= 1
     GROUP BY cell_id
 )
 SELECT cell_id, cell.study, cell.recipe, cell.seed_tokens, cell.size, cell.parameters_total, best_run.run_id, state,
@@ -89,3 +88,8 @@ SELECT cell_id, cell.study, cell.recipe, cell.seed_tokens, cell.size, cell.param
     cell.reason || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') || if(objective = 'K',
         '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '') AS reason
 FROM cell JOIN best_run USING (cell_id) LEFT JOIN near USING (cell_id);
+
+-- One row a (study, recipe, size) that uses a run, and one a run that no study uses: for questions about runs by recipe.
+CREATE OR REPLACE VIEW study_run AS
+SELECT cell.study, cell.recipe, cell.size, trial.role, trial.cell_id, trial.coordinates, run.*
+FROM run LEFT JOIN trial USING (run_id) LEFT JOIN cell USING (cell_id);

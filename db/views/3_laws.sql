@@ -1,39 +1,31 @@
--- Laws over a cell's optimum: the limit of each recipe at each budget, its law over budgets, and data efficiency.
--- Numbers are fitted here and now. Their 90% intervals come from table `fit`, which dataeff.laws.chain fills; what each
--- covers, and what it does not: db/README.md.
+-- Laws over a cell's optimum: the limit of each recipe at each budget, its law over budgets, and data efficiency. Values and
+-- intervals are those of table `fit`, which dataeff.study.fits fills; what each covers, and what it does not: db/README.md.
 
 -- One row a (study, recipe): hash of what is recorded of it and of the study's baseline, and of what these views make of it.
 CREATE OR REPLACE VIEW evidence AS
 WITH item AS (
-    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, role, run_id) AS fact
+    SELECT study, recipe, concat_ws(' ', cell_id, role, run_id) AS fact
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     UNION ALL
-    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, ensemble_id)
+    SELECT study, recipe, concat_ws(' ', cell_id, ensemble_id)
     FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
+    UNION ALL
+    SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, averaging, members, best) FROM cell
 ), own AS (
-    SELECT study, recipe, hex(bit_xor(md5_number_lower(fact))) AS evidence FROM item GROUP BY study, recipe
+    SELECT study, recipe, hex(bit_xor(hash(fact))) AS evidence FROM item GROUP BY study, recipe
 )
 SELECT own.study, own.recipe, concat_ws(' ', own.evidence, study.baseline, base.evidence,
     (SELECT version FROM schema)) AS evidence
 FROM own JOIN study ON study.name = own.study LEFT JOIN own AS base ON base.study = own.study AND base.recipe = study.baseline;
 
--- Every fit, and whether what it rests on has changed since.
+-- Every fit of a study, and whether what it rests on has changed since.
 CREATE OR REPLACE VIEW fit_state AS
-SELECT fit.*, fit.evidence IS DISTINCT FROM evidence.evidence AS stale
-FROM fit LEFT JOIN evidence USING (study, recipe);
-
--- The interval of a value: that of its fit, a row of fit_state, unless runs added since have moved the value out of it.
-CREATE OR REPLACE MACRO fitted_interval(value_, fit_) AS CASE
-    WHEN value_ IS NULL THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'no estimate, so no interval'}
-    WHEN fit_.fit_id IS NULL
-        THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'not fitted yet; `dataeff answer` of the study does it'}
-    WHEN fit_.stale AND NOT coalesce(value_ BETWEEN coalesce(fit_.low, 0) AND coalesce(fit_.high, value_), false)
-        THEN {low: NULL::DOUBLE, high: NULL::DOUBLE, reason: 'runs added since the fit have moved it out of its interval'}
-    ELSE {low: fit_.low, high: fit_.high, reason: CASE
-        WHEN fit_.low IS NULL AND fit_.high IS NULL THEN fit_.method
-        WHEN fit_.low IS NULL THEN 'no lower end: more than 5% of the resamples lie outside the measured losses'
-        WHEN fit_.high IS NULL THEN 'no upper end: in ' || round(100.0 * fit_.undefined / fit_.resamples)::INT
-            || '% of the resamples the baseline never reaches this loss, or lies outside its measured ones' END} END;
+SELECT * EXCLUDE (now) REPLACE (if(stale, concat_ws('; ', 'runs were added since the fit: `dataeff refresh`', interval_reason),
+    interval_reason) AS interval_reason)
+FROM (
+    SELECT fit.*, evidence.evidence AS now, fit.evidence IS DISTINCT FROM now AS stale
+    FROM fit LEFT JOIN evidence USING (study, recipe) WHERE quantity <> 'members'
+);
 
 -- One row a (cell, averaging, K): the loss of K members of the ensemble at the cell's optimum.
 CREATE OR REPLACE VIEW ensemble_curve AS
@@ -43,20 +35,13 @@ FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size
 
 -- One row a cell: what its optimum, or the ensemble of its members, reached, and the limit in K of recipes that ask for it.
 CREATE OR REPLACE VIEW cell_limit AS
-WITH best AS MATERIALIZED (
-    SELECT best_run.*, best_run.recipe_limit IN ('K', 'K then N') AS in_k, cell.members > 1 OR in_k AS ensembled
+WITH best AS (
+    SELECT best_run.*, averaging, best_run.recipe_limit IN ('K', 'K then N') AS in_k, cell.members > 1 OR in_k AS ensembled
     FROM best_run JOIN cell USING (cell_id)
-), largest AS (
-    SELECT cell_id, ensemble_id, averaging, len(ensemble.members) AS count
-    FROM best JOIN cell USING (cell_id) JOIN cell_ensemble USING (cell_id) JOIN ensemble USING (ensemble_id)
-    WHERE ensembled AND cell_ensemble.coordinates = best.coordinates
-    QUALIFY row_number() OVER (PARTITION BY cell_id ORDER BY len(ensemble.members) DESC, ensemble_id DESC) = 1
-), evaluated AS (
-    SELECT cell_id, ensemble_id, any_value(count) AS count, list({subset: subset, val_loss: val_loss}) AS losses
-    FROM largest JOIN ensemble_loss USING (ensemble_id, averaging)
-    GROUP BY cell_id, ensemble_id
 ), law AS (
-    SELECT cell_id, ensemble_id, law.* FROM (SELECT *, ensemble_law(losses, count) AS law FROM evaluated)
+    SELECT law.* FROM best JOIN ensemble_asymptote AS law USING (cell_id, coordinates, averaging)
+    WHERE ensembled
+    QUALIFY row_number() OVER (PARTITION BY cell_id ORDER BY law.members DESC, ensemble_id DESC) = 1
 ), cost AS (
     SELECT ensemble_id, sum(training_flops) AS training_flops
     FROM (SELECT DISTINCT ensemble_id, split_part(unnest(members), '@', 1) AS run_id FROM ensemble) JOIN run USING (run_id)
@@ -79,123 +64,73 @@ FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT 
 -- One row a (study, recipe, seed_tokens). Laws in N take N = parameters_total in units of 1e9.
 CREATE OR REPLACE VIEW asymptote AS
 WITH grouped AS (
-    SELECT study, recipe, recipe_limit, seed_tokens, recipe_limit IN ('N', 'K then N') AS has_law,
-        list(parameters_total / 1e9 ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS xs,
-        list(limit_loss ORDER BY cell_id) FILTER (limit_loss IS NOT NULL) AS ys,
-        arg_min(optimum, limit_loss) AS chosen, arg_min(optimum, reached_loss) AS reached,
-        count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack, count(*) AS cells,
+    SELECT study, recipe, optimum.recipe_limit, seed_tokens, optimum.recipe_limit IN ('N', 'K then N') AS has_law,
+        if(optimum.recipe_limit IN ('K', 'K then N'), 'limit in K: ', 'loss: ') AS what,
+        min(reached_loss) AS best_trained, arg_min(cell_id, reached_loss) AS best_cell, arg_min(optimum, limit_loss) AS chosen,
+        count(*) AS cells, count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack,
+        count(DISTINCT optimum.parameters_total) FILTER (limit_loss IS NOT NULL) AS sizes,
+        max(optimum.parameters_total) FILTER (limit_loss IS NOT NULL) AS largest_parameters, max(optimum.members) AS largest_members,
         count(*) FILTER (state = 'certified') AS certified, count(*) FILTER (state = 'boundary') AS boundary,
-        count(*) FILTER (state NOT IN ('certified', 'boundary')) AS open,
-        max(parameters_total) FILTER (limit_loss IS NOT NULL) AS largest_parameters, max(members) AS largest_members
-    FROM cell_limit AS optimum JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
-    GROUP BY study, recipe, recipe_limit, seed_tokens
-), fitted AS (
-    SELECT *, if(has_law, power_law(xs, ys), NULL) AS fit FROM grouped
-), valued AS (
-    SELECT *, CASE WHEN NOT has_law THEN chosen.limit_loss WHEN fit.reason IS NULL THEN fit.e END AS limit_loss FROM fitted
-), bracketed AS (
-    SELECT valued.*, fitted_interval(limit_loss, fit_state) AS interval
-    FROM valued LEFT JOIN fit_state ON fit_id = concat_ws('/', valued.study, valued.recipe, valued.seed_tokens, 'asymptote')
+        count(*) FILTER (state NOT IN ('certified', 'boundary')) AS open
+    FROM cell_limit AS optimum JOIN cell USING (cell_id, study, recipe, seed_tokens)
+    GROUP BY study, recipe, optimum.recipe_limit, seed_tokens
 )
 SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over N' WHEN 'N' THEN 'asymptote'
         WHEN 'K' THEN 'asymptote in K, best over N' ELSE 'asymptote in K, then N' END AS kind,
     CASE recipe_limit WHEN 'K' THEN 'members' WHEN 'K then N' THEN 'members, then parameters_total' ELSE 'parameters_total' END
         AS variable,
-    limit_loss, if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha, if(has_law, fit.e, chosen.e) AS e,
-    if(recipe_limit = 'K', coalesce(chosen.members, 0), coalesce(len(list_distinct(xs)), 0)) AS points,
-    if(has_law, fit.rmse, chosen.rmse) AS rmse, interval.low AS e_low, interval.high AS e_high, noise_sd,
-    interval.reason AS interval_reason,
-    CASE
-        WHEN has_law THEN fit.reason || if(lacking > 0, '; ' || lacking || ' of ' || cells || ' sizes have no '
-            || if(recipe_limit = 'N', 'loss: ', 'limit in K: ') || lack, '')
-        WHEN chosen IS NULL THEN 'no size has a ' || if(recipe_limit = 'K', 'limit in K: ', 'loss: ') || lack END
-        AS reason,
-    reached.reached_loss AS best_trained, reached.cell_id AS best_cell, largest_parameters, largest_members,
-    cells, certified, boundary, open
-FROM bracketed LEFT JOIN noise USING (study, recipe);
+    value AS limit_loss, if(has_law, fit.a, chosen.a) AS a, if(has_law, fit.alpha, chosen.alpha) AS alpha,
+    if(has_law, fit.e, chosen.e) AS e, if(recipe_limit = 'K', coalesce(chosen.members, 0), sizes) AS points,
+    if(has_law, fit.rmse, chosen.rmse) AS rmse, low AS e_low, high AS e_high, noise_sd, fit.interval_reason,
+    CASE WHEN fit_id IS NULL THEN 'not fitted yet; `dataeff refresh` does it'
+        WHEN lacking = cells THEN 'no size has a ' || what || lack
+        WHEN lacking > 0 AND has_law THEN fit.reason || '; ' || lacking || ' of ' || cells || ' sizes have no ' || what || lack
+        ELSE fit.reason END AS reason,
+    coalesce(stale, true) AS stale, best_trained, best_cell, largest_parameters, largest_members, cells, certified, boundary, open
+FROM grouped LEFT JOIN noise USING (study, recipe)
+    LEFT JOIN (FROM fit_state WHERE quantity = 'asymptote') AS fit USING (study, recipe, seed_tokens);
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
 CREATE OR REPLACE VIEW data_law AS
-WITH grouped AS (
-    SELECT study, recipe, list(seed_tokens / 1e6 ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS xs,
-        list(limit_loss ORDER BY seed_tokens) FILTER (limit_loss IS NOT NULL) AS ys, count(*) AS budgets,
-        max(seed_tokens) FILTER (limit_loss IS NOT NULL) AS largest_budget,
-        sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified,
-        sum(boundary)::BIGINT AS boundary, sum(open)::BIGINT AS open
-    FROM asymptote
-    GROUP BY study, recipe
-), fitted AS (
-    SELECT *, power_law(coalesce(xs, []), coalesce(ys, [])) AS fit FROM grouped
-), bracketed AS (
-    SELECT fitted.*, if(fit.reason IS NULL, fit.e, NULL) AS limit_loss, fitted_interval(limit_loss, fit_state) AS interval
-    FROM fitted LEFT JOIN fit_state ON fit_id = concat_ws('/', fitted.study, fitted.recipe, 'data_law')
-)
-SELECT study, recipe, 'seed_tokens' AS variable, limit_loss, fit.a, fit.alpha, fit.e,
-    coalesce(len(xs), 0) AS points, budgets, largest_budget, fit.rmse, interval.low AS e_low, interval.high AS e_high,
-    interval.reason AS interval_reason, fit.reason, cells, certified, boundary, open
-FROM bracketed;
-
--- Why the baseline's data law gives no tokens for a loss.
-CREATE OR REPLACE MACRO no_ratio(loss, baseline, has_law, floor_, no_law) AS CASE
-    WHEN baseline IS NULL THEN 'the study names no baseline'
-    WHEN NOT has_law THEN 'the baseline ' || baseline || ' has no runs in this study'
-    WHEN floor_ IS NULL THEN 'the baseline has no data law: ' || no_law
-    WHEN loss <= floor_ THEN 'the baseline''s law never reaches this loss: its limit is ' || round(floor_, 4) END;
+SELECT study, recipe, 'seed_tokens' AS variable, any_value(value) AS limit_loss, any_value(fit.a) AS a,
+    any_value(fit.alpha) AS alpha, any_value(fit.e) AS e, count(limit_loss) AS points, count(*) AS budgets,
+    max(limits.seed_tokens) FILTER (limit_loss IS NOT NULL) AS largest_budget, any_value(fit.rmse) AS rmse, any_value(low) AS e_low,
+    any_value(high) AS e_high, any_value(fit.interval_reason) AS interval_reason,
+    if(count(fit_id) = 0, 'not fitted yet; `dataeff refresh` does it', any_value(fit.reason)) AS reason,
+    coalesce(bool_or(fit.stale), true) AS stale, sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified,
+    sum(boundary)::BIGINT AS boundary, sum(open)::BIGINT AS open
+FROM asymptote AS limits LEFT JOIN (FROM fit_state WHERE quantity = 'data_law') AS fit USING (study, recipe)
+GROUP BY study, recipe;
 
 -- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
 -- its data law and between its measured points, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
-WITH limits AS MATERIALIZED (
-    FROM asymptote
-), measured AS (
-    SELECT study, recipe, list(seed_tokens ORDER BY seed_tokens) AS xs, list(limit_loss ORDER BY seed_tokens) AS ys
-    FROM limits WHERE limit_loss IS NOT NULL GROUP BY study, recipe
-), ratio AS (
-    SELECT limits.*, study.baseline, law.e AS floor, law.reason AS no_law, law.study IS NOT NULL AS has_law,
-        law.largest_budget,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.limit_loss) AS tokens_needed,
-        tokens_needed / limits.seed_tokens AS by_law, tokens_needed > law.largest_budget AS extrapolated,
-        1e6 * power_law_inverse(law.a, law.alpha, law.e, limits.best_trained) / limits.seed_tokens AS trained,
-        if(len(xs) > 1, interpolated_inverse(xs, ys, limits.limit_loss) / limits.seed_tokens, NULL) AS between_, xs, ys
-    FROM limits LEFT JOIN study ON study.name = limits.study
-        LEFT JOIN (SELECT * REPLACE (if(a > 0, e, NULL) AS e) FROM data_law) AS law
-            ON law.study = limits.study AND law.recipe = study.baseline
-        LEFT JOIN measured ON measured.study = limits.study AND measured.recipe = study.baseline
-), bracketed AS (
-    SELECT ratio.*, fitted_interval(by_law, one) AS one_interval, fitted_interval(between_, two) AS two_interval,
-        fitted_interval(trained, three) AS three_interval
-    FROM (SELECT *, concat_ws('/', study, recipe, seed_tokens, 'data_efficiency') AS id FROM ratio) AS ratio
-        LEFT JOIN fit_state AS one ON one.fit_id = id LEFT JOIN fit_state AS two ON two.fit_id = id || '_interpolated'
-        LEFT JOIN fit_state AS three ON three.fit_id = id || '_trained'
+WITH ratio AS (
+    SELECT study, recipe, seed_tokens, any_value(ratio) FILTER (quantity = 'data_efficiency') AS law,
+        any_value(ratio) FILTER (quantity = 'data_efficiency_interpolated') AS between_,
+        any_value(ratio) FILTER (quantity = 'data_efficiency_trained') AS trained
+    FROM (SELECT *, {value: value, low: low, high: high, tokens: tokens_needed, largest: largest_budget, why: interval_reason,
+        reason: reason} AS ratio FROM fit_state)
+    GROUP BY study, recipe, seed_tokens
 )
-SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, tokens_needed,
-    by_law AS data_efficiency, one_interval.low AS data_efficiency_low, one_interval.high AS data_efficiency_high, extrapolated,
-    between_ AS data_efficiency_interpolated, two_interval.low AS data_efficiency_interpolated_low,
-    two_interval.high AS data_efficiency_interpolated_high, best_trained, best_cell,
-    trained AS data_efficiency_trained, three_interval.low AS data_efficiency_trained_low,
-    three_interval.high AS data_efficiency_trained_high, points, cells, certified, boundary, open,
-    one_interval.reason AS interval_reason,
-    CASE
-        WHEN limit_loss IS NULL THEN 'this recipe has no limit here'
-        WHEN baseline IS NULL THEN 'the study names no baseline'
-        WHEN coalesce(len(xs), 0) < 2 THEN 'the baseline has limits at fewer than two budgets'
-        WHEN between_ IS NULL THEN 'outside the baseline''s measured losses, ' || round(list_min(ys), 4) || ' to '
-            || round(list_max(ys), 4) || ' (pooled where they rise) at D = ' || xs[1] || ' to ' || xs[-1] END AS interpolation_reason,
-    largest_budget, trained * seed_tokens > largest_budget AS trained_extrapolated, largest_parameters, largest_members,
-    if(best_trained IS NULL, 'no run has finished', no_ratio(best_trained, baseline, has_law, floor, no_law)) AS trained_reason,
-    if(limit_loss IS NULL, 'this recipe has no limit here: ' || reason, no_ratio(limit_loss, baseline, has_law, floor, no_law))
-        AS reason
-FROM bracketed;
+SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, law.tokens AS tokens_needed,
+    law.value AS data_efficiency, law.low AS data_efficiency_low, law.high AS data_efficiency_high,
+    law.tokens > law.largest AS extrapolated, between_.value AS data_efficiency_interpolated,
+    between_.low AS data_efficiency_interpolated_low, between_.high AS data_efficiency_interpolated_high, best_trained, best_cell,
+    trained.value AS data_efficiency_trained, trained.low AS data_efficiency_trained_low,
+    trained.high AS data_efficiency_trained_high, trained.tokens > trained.largest AS trained_extrapolated,
+    trained.largest AS largest_budget, largest_parameters, largest_members, points, cells, certified, boundary, open, stale,
+    law.why AS interval_reason, between_.reason AS interpolation_reason, trained.reason AS trained_reason,
+    if(limit_loss IS NULL, 'this recipe has no limit here: ' || limits.reason, law.reason) AS reason
+FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio USING (study, recipe, seed_tokens);
 
 -- One row a (study, recipe, seed_tokens): the limit beside the best loss that was reached and what that took.
 CREATE OR REPLACE VIEW recipe_summary AS
-WITH cost AS MATERIALIZED (
-    FROM cell_limit
-)
 SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
     own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
-    own.training_flops, teacher.training_flops AS teacher_flops, data_efficiency, data_efficiency_low, data_efficiency_high,
-    data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, extrapolated, trained_extrapolated, largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary, limits.open,
-    trained_reason, limits.reason
-FROM data_efficiency AS limits LEFT JOIN cost AS own ON own.cell_id = best_cell LEFT JOIN cell ON cell.cell_id = best_cell
-    LEFT JOIN cost AS teacher ON teacher.cell_id = cell.teacher;
+    own.training_flops, teacher.training_flops AS teacher_flops, tokens_needed, data_efficiency, data_efficiency_low, data_efficiency_high,
+    extrapolated, data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, trained_extrapolated,
+    largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary,
+    limits.open, stale, trained_reason, limits.reason
+FROM data_efficiency AS limits LEFT JOIN cell_limit AS own ON own.cell_id = best_cell
+    LEFT JOIN cell ON cell.cell_id = best_cell LEFT JOIN cell_limit AS teacher ON teacher.cell_id = cell.teacher;

@@ -114,7 +114,9 @@ def laptop(tmp_path_factory) -> Path:
     from dataeff.records.exchange import import_study
     from dataeff.records.store import Database
     from dataeff.share import shared_folder
+    from dataeff.study.fits import renew_fits
 
     path = tmp_path_factory.mktemp("laptop") / "laptop.duckdb"
     import_study(Database(path), shared_folder("studies") / "laptop")
+    renew_fits(Database(path))
     return path

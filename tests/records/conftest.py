@@ -13,7 +13,7 @@ from dataeff.records.ingest import record_cells, record_fits, record_study
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import certificate
 from dataeff.specs.grid import Grid
-from dataeff.study.fits import fit_rows, stale_evidence
+from dataeff.study.fits import ensemble_rows, stale_ensembles, stale_studies, study_rows
 
 
 @pytest.fixture
@@ -55,6 +55,8 @@ class Recorded:
     ) -> str:
         """Record a cell and return its id. `losses`: by coordinates; `replicates`: further (coordinates, loss)."""
         axes = axes or {"lr": [1e-3]}
+        if not self._connection.execute("FROM study WHERE name = $1", [study]).fetchall():
+            self.study(study)
         cell_id = f"{study}/{recipe}/{seed_tokens}/{parameters}"
         row = {
             "cell_id": cell_id,
@@ -85,8 +87,9 @@ class Recorded:
 
     @property
     def connection(self):
-        """The connection, once the certificates are stored of the cells that have other points than they had."""
+        """The connection, once the laws of ensembles are stored, and the certificates of the cells whose points have changed."""
         if self.changed:
+            self._renew(stale_ensembles, ensemble_rows)
             points = """SELECT cell_id, coordinates, coalesce(objective_loss, 'inf') FROM grid_point
                 WHERE list_contains($1, cell_id)"""
             results = {cell_id: {} for cell_id in self.changed}
@@ -146,14 +149,19 @@ class Recorded:
         self._connection.execute("INSERT INTO trial VALUES ($1, $2, $3, $4, $5)", row)
         return run_id
 
-    def fit(self) -> int:
-        """Renew the fits of what is recorded; return how many studies were stale."""
-        stale = stale_evidence(self.connection)
-        record_fits(self._connection, [study for study, *_ in stale], [row for each in stale for row in fit_rows(*each)])
-        return len(stale)
+    def fit(self) -> None:
+        """Renew the fits of what is recorded."""
+        assert self.connection
+        self._renew(stale_studies, study_rows)
+
+    def _renew(self, stale, fitted) -> None:
+        if found := stale(self._connection):
+            record_fits(self._connection, [*found], fitted(found))
 
     def rows(self, text: str) -> list[dict]:
-        found = self.connection.execute(text)
+        """Return the rows of a query, once all fits are renewed."""
+        self.fit()
+        found = self._connection.execute(text)
         names = [column[0] for column in found.description]
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 

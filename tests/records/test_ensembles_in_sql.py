@@ -156,10 +156,8 @@ def test_the_optimum_for_many_members_need_not_be_that_of_one(recorded):
 
 
 def test_the_limit_in_members_is_the_least_over_sizes_with_its_own_interval(recorded):
-    recorded.study()
     for i, limit in enumerate((3.3, 3.1, 3.2)):
         tuned(recorded, {(0,): noisy(i, limit)}, parameters=10**8 * (i + 1))
-    recorded.fit()
     (row,) = recorded.rows("FROM asymptote")
     (law,) = recorded.rows("FROM ensemble_asymptote WHERE cell_id LIKE '%/200000000'")
     assert (row["kind"], row["variable"], row["points"]) == ("asymptote in K, best over N", "members", 4)
@@ -217,7 +215,6 @@ def test_the_curve_of_an_optimum_is_that_of_its_subsets(recorded):
 
 
 def test_a_summary_counts_what_the_best_loss_took(recorded):
-    recorded.study()
     teacher = tuned(recorded, {(0,): in_k(3.0)}, recipe="ensemble", parameters=300)
     recorded.connection.execute("UPDATE run SET training_flops = 10")
     student = recorded.cell({(0,): 3.1}, recipe="student", limit="best", parameters=200, teacher=teacher)
@@ -228,7 +225,6 @@ def test_a_summary_counts_what_the_best_loss_took(recorded):
 
 
 def test_data_efficiency_takes_limits_of_every_kind(recorded):
-    recorded.study()
     for millions in (200, 400, 800):
         baseline = 1.9 + 6.0 * millions**-0.24
         recorded.cell({(0,): baseline}, limit="best", seed_tokens=millions * 10**6)

@@ -17,6 +17,7 @@ from dataeff.records.exchange import export_study, import_study
 from dataeff.records.imports import Import, import_runs, record_import
 from dataeff.records.sources import read_source
 from dataeff.records.store import Database
+from dataeff.study.fits import renew_fits
 from tests.conftest import dataeff, write_tiny_study
 
 ROOT = Path(__file__).parent.parent.parent
@@ -232,6 +233,7 @@ def test_laws_and_data_efficiency_follow_from_imported_runs(database, tmp_path):
     limits = {"standard": "N", "better": "N"}
     source = csv(tmp_path, lines, "recipe,seed_tokens,parameters_total,val_loss")
     bring(database, source, baseline="standard", limits=limits, question="Twice?")
+    renew_fits(database)
     assert rows(database, "SELECT DISTINCT round(data_efficiency, 2) FROM data_efficiency WHERE recipe = 'better'") == [(4.0,)]
     assert rows(database, "SELECT question, json_keys(spec, '$.recipes') FROM study") == [("Twice?", ["standard", "better"])]
 

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.optimize import curve_fit, isotonic_regression
+from scipy.optimize import curve_fit
 
 from dataeff.laws.fit import fit_power_law
 from dataeff.laws.forms import PowerLaw
@@ -111,11 +111,9 @@ def regularized(recorded, seed_tokens=1_000_000, limit=3.43, **keywords):
 
 
 def test_the_asymptote_of_a_study_is_the_limit_of_its_law_over_parameters(recorded):
-    recorded.study()
     regularized(recorded)
-    (row,) = recorded.rows("FROM asymptote")
-    assert "not fitted yet" in row["interval_reason"]
-    recorded.fit()
+    unfitted = "SELECT limit_loss, reason, stale FROM asymptote"
+    assert recorded.connection.execute(unfitted).fetchall() == [(None, "not fitted yet; `dataeff refresh` does it", True)]
     (row,) = recorded.rows("FROM asymptote")
     assert (row["kind"], row["variable"], row["points"], row["cells"], row["certified"]) == (
         "asymptote",
@@ -162,9 +160,7 @@ def test_noise_pools_the_replicated_points_of_a_recipe(recorded):
 
 def test_the_best_over_parameters_has_the_interval_of_a_mean_under_estimated_noise(recorded):
     losses = [3.0, 3.1, 3.2, 3.3]
-    recorded.study()
     recorded.cell({(0,): losses[0]}, limit="best", replicates=[((0,), loss) for loss in losses[1:]])
-    recorded.fit()
     (row,) = recorded.rows("FROM asymptote")
     wanted = stats.t.interval(0.9, 3, 3.15, statistics.stdev(losses) / 2)
     assert row["limit_loss"] == pytest.approx(3.15)
@@ -172,7 +168,6 @@ def test_the_best_over_parameters_has_the_interval_of_a_mean_under_estimated_noi
 
 
 def test_data_efficiency_inverts_the_known_data_law_of_the_baseline(recorded):
-    recorded.study()
     baseline = PowerLaw(6.0, 0.24, 1.9)
     for millions in (200, 400, 800, 1600):
         recorded.cell({(0,): float(baseline(millions))}, limit="best", seed_tokens=millions * 10**6)
@@ -187,7 +182,6 @@ def test_data_efficiency_inverts_the_known_data_law_of_the_baseline(recorded):
 
 
 def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(recorded):
-    recorded.study()
     baseline = PowerLaw(6.0, 0.24, 1.9)
     for millions in (200, 400, 800):
         loss = float(baseline(millions))
@@ -195,7 +189,6 @@ def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(re
         regularized(recorded, millions * 10**6, limit=float(baseline(2.5 * millions)))
     smallest = law(0.15, 0.05, 1.02, float(baseline(500)))
     recorded.trial("study/regularized/200000000/150000000", "replicate", (0,), smallest + 0.001)
-    recorded.fit()
     for row in recorded.rows("FROM data_efficiency"):
         rounding = 1e-6 * row["data_efficiency"]  # the baseline's own law passes through its three limits
         assert row["data_efficiency_low"] <= row["data_efficiency"] + rounding
@@ -206,38 +199,17 @@ def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(re
         assert row["interval_reason"] is None
 
 
-def interpolated(recorded, xs, ys, loss):
-    given = [[float(v) for v in xs], [float(v) for v in ys], loss]
-    return recorded.connection.execute("SELECT interpolated_inverse($1, $2, $3)", given).fetchone()[0]
-
-
-def test_interpolation_is_a_line_in_log_x_between_pooled_points(recorded):
-    assert interpolated(recorded, [1, 100], [4.0, 3.0], 3.5) == pytest.approx(10)
-    assert interpolated(recorded, [1, 10, 100, 1000], [4.0, 3.2, 3.4, 3.0], 3.3) == pytest.approx(10)
-    assert [interpolated(recorded, [1, 100], [4.0, 3.0], loss) for loss in (4.0, 4.1, 2.9)] == [1, None, None]
-    draw = np.random.default_rng(0)
-    for _ in range(30):
-        xs, ys = np.sort(draw.uniform(1, 100, 6)), draw.uniform(3, 4, 6)
-        level = isotonic_regression(ys, increasing=False).x
-        if level[0] - level[-1] < 0.01:
-            continue
-        loss = float(draw.uniform(level[-1], level[0]))
-        assert np.interp(np.log(interpolated(recorded, xs, ys, loss)), np.log(xs), level) == pytest.approx(loss)
-
-
 def test_data_efficiency_between_the_baselines_points_stays_in_their_range(recorded):
-    recorded.study()
     for millions, loss in ((200, 3.6), (400, 3.4), (800, 3.2)):
         recorded.cell({(0,): loss}, limit="best", seed_tokens=millions * 10**6)
         recorded.cell({(0,): loss - 0.1}, limit="best", recipe="better", seed_tokens=millions * 10**6)
     rows = recorded.rows("FROM data_efficiency WHERE recipe = 'better' ORDER BY seed_tokens")
     assert [row["data_efficiency_interpolated"] for row in rows] == [pytest.approx(2**0.5), pytest.approx(2**0.5), None]
     assert rows[0]["interpolation_reason"] is None
-    assert rows[2]["interpolation_reason"].startswith("outside the baseline's measured losses, 3.2 to 3.6 (pooled where")
+    assert rows[2]["interpolation_reason"].startswith("outside the baseline's measured losses, 3.2000 to 3.6000 (pooled")
 
 
 def test_a_loss_below_the_baselines_limit_has_no_data_efficiency_and_says_so(recorded):
-    recorded.study()
     for millions in (200, 400, 800):
         recorded.cell({(0,): law(millions, 6.0, 0.24, 1.9)}, limit="best", seed_tokens=millions * 10**6)
     recorded.cell({(0,): 1.5}, limit="best", recipe="magic", seed_tokens=200 * 10**6)
@@ -249,7 +221,6 @@ def test_a_loss_below_the_baselines_limit_has_no_data_efficiency_and_says_so(rec
 
 
 def test_without_three_budgets_the_baseline_has_no_data_law_and_nothing_an_efficiency(recorded):
-    recorded.study()
     recorded.cell({(0,): 3.0}, limit="best")
     (row,) = recorded.rows("FROM data_efficiency")
     assert row["data_efficiency"] is None

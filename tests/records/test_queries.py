@@ -35,10 +35,35 @@ def test_every_condition_must_hold_and_a_limit_is_kept(connection):
     assert len(queries.runs(connection, limit=0, columns=["all"])[0]) > 40
 
 
+def test_runs_are_listed_once_with_the_recipes_and_sizes_that_use_them(recorded):
+    recorded.cell({(0,): 3.0, (1,): 3.1}, axes={"lr": [1e-3, 3e-3]})
+    recorded.cell({(0,): 3.2}, recipe="better")
+    (shared,) = recorded.connection.execute("SELECT run_id FROM run WHERE val_loss = 3.0").fetchone()
+    recorded.connection.execute("INSERT INTO trial VALUES ('study/better/1000000/1000000000', $1, 'replicate', 9, [0])", [shared])
+    columns = ["recipe", "size", "role", "val_loss"]
+    both, size = "better, standard", "n1000000000"
+    assert queries.runs(recorded.connection, columns=columns)[1] == [
+        (both, size, "replicate, search", 3.0), ("standard", size, "search", 3.1), ("better", size, "search", 3.2),
+    ]  # fmt: skip
+    assert queries.runs(recorded.connection, ["recipe = 'better'"], columns=columns)[1] == [
+        ("better", size, "replicate", 3.0), ("better", size, "search", 3.2),
+    ]  # fmt: skip
+
+
+def test_the_loss_beside_the_margin_of_a_cell_is_what_its_search_minimises(recorded):
+    cell = recorded.cell({}, axes={"lr": [1, 2, 3]}, limit="K", objective="K", members=4)
+    for place, limit in enumerate((3.2, 3.0, 3.1)):
+        recorded.ensemble(cell, (place,), lambda subset, limit=limit: limit + 0.2 * len(subset) ** -0.9, singles=5.0)
+    columns, rows = queries.cells(recorded.connection, "study")
+    row = dict(zip(columns, rows[0], strict=True))
+    assert (row["objective"], row["val_loss_mean"]) == ("K", 5.0)
+    assert (row["best_loss"], row["margin"]) == pytest.approx((3.0, 0.1), abs=1e-4)
+
+
 def test_a_misspelt_column_gets_the_nearest_name(connection):
-    with pytest.raises(NotFoundError, match="'val_los' is not a column of run; did you mean 'val_loss'"):
+    with pytest.raises(NotFoundError, match="'val_los' is not a column of runs; did you mean 'val_loss'"):
         queries.runs(connection, sort="val_los")
-    with pytest.raises(QueryError, match="The columns of run are: run_id, status"):
+    with pytest.raises(QueryError, match="The columns of runs are: run_id, status"):
         queries.runs(connection, ["learning_rate = 1"])
 
 

@@ -18,7 +18,7 @@ def tables(path: Path) -> dict[str, list[tuple]]:
     """Every row of every table; of fits, which are made again from rows in any order, values to four digits."""
     with duckdb.connect(path, read_only=True) as connection:
         names = [name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
-        columns = {"fit": "fit_id, round(value, 4), points, resamples, left_out, run_ids, evidence", "schema": "version"}
+        columns = {"fit": "fit_id, round(value, 4), points, resamples, reason, run_ids, evidence", "schema": "version"}
         return {
             name: connection.execute(f"SELECT {columns.get(name, '*')} FROM {name} ORDER BY ALL").fetchall() for name in names
         }
