@@ -33,7 +33,7 @@ def fit(*arguments, cwd):
 def test_a_known_law_is_found_in_csv_and_in_parquet_and_groups_are_fitted_apart(losses, tmp_path):
     duckdb.sql(f"COPY (FROM '{losses}') TO '{tmp_path}/losses.parquet'")
     for name in ("losses.csv", "losses.parquet"):
-        lawful, rising = json.loads(fit(name, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--json", cwd=tmp_path))
+        lawful, rising = json.loads(fit(name, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--format=json", cwd=tmp_path))
         assert (lawful["a"], lawful["alpha"], lawful["limit"]) == pytest.approx(LAW, abs=1e-4)
         assert lawful["points"] == 4 and "one degree of freedom" in lawful["interval"]
         assert "y rises at x = 1.4" in rising["doubts"]
@@ -41,7 +41,7 @@ def test_a_known_law_is_found_in_csv_and_in_parquet_and_groups_are_fitted_apart(
 
 def test_a_query_on_the_database_is_a_table_too(finished, tmp_path):
     query = "from best_run where recipe = 'standard' order by seed_tokens"
-    arguments = ("--x", "parameters_total", "--y", "val_loss", "-g", "seed_tokens", "--json")
+    arguments = ("--x", "parameters_total", "--y", "val_loss", "-g", "seed_tokens", "--format=json")
     rows = json.loads(fit(query, *arguments, cwd=finished))
     assert [row["seed_tokens"] for row in rows] == [1024, 2048]
     assert all(row["points"] == 3 and "passes through" in row["doubts"] for row in rows)
@@ -72,5 +72,5 @@ def test_nonsense_is_told_with_its_remedy(losses, change, arguments, said):
 
 def test_a_group_that_cannot_be_fitted_says_why_beside_those_that_can(losses):
     losses.write_text(losses.read_text() + "short,1,3\nshort,2,nan\nshort,3,2\nshort,4,2\n")
-    rows = json.loads(fit(losses, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--json", cwd=losses.parent))
+    rows = json.loads(fit(losses, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--format=json", cwd=losses.parent))
     assert rows[2]["limit"] is None and "row 1: (2, nan)" in rows[2]["doubts"]

@@ -15,7 +15,7 @@ from tests.conftest import dataeff
 def written(finished, tmp_path_factory):
     """The folder with report.html, and tiny.md with its charts."""
     folder, database = tmp_path_factory.mktemp("report"), finished / "dataeff.duckdb"
-    for arguments in (("-o", "report.html"), ("--format", "md")):
+    for arguments in (("-o", "report.html"), ("-o", "tiny.md")):
         done = dataeff("report", "tiny", *arguments, "--database", database, cwd=folder)
         assert done.returncode == 0, done.stderr
     return folder

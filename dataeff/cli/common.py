@@ -166,17 +166,22 @@ def _csv(columns: Sequence[str], rows: Rows) -> str:
 
 def _json(value: object, indent: int | None = None) -> str:
     """Return strict JSON: NaN and infinity become null."""
-    return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda name: None), indent=indent) + "\n"
+    try:
+        return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda name: None), indent=indent) + "\n"
+    except TypeError as error:
+        raise InputError(f"these rows cannot be JSON: {error}; cast the column to VARCHAR") from error
 
 
 def table_text(columns: Sequence[str], rows: Rows, width: int | None = None) -> str:
-    """Return rows as a table; where that is wider than `width`, or a text has lines, as records, so that nothing is cut off."""
+    """Return rows as a table; as records where all but the last column is wider than `width`, or a text has lines."""
     texts = [[cell_text(value) for value in row] for row in rows]
     sides = [">" if all(isinstance(row[i], (int, float, type(None))) for row in rows) else "<" for i in range(len(columns))]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    if (width and sum(widths) + 2 * len(widths) > width) or any("\n" in text for row in texts for text in row):
+    too_wide = width and sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 20) > width
+    if too_wide or any("\n" in text for row in texts for text in row):
         longest = max(map(len, columns))
-        lines = [f"{name:>{longest}}  {text}" for row in texts for name, text in zip(columns, row, strict=True)]
+        pairs = ((name, text) for row in texts for name, text in zip(columns, row, strict=True))
+        lines = [f"{name:>{longest}}  " + "\n" * ("\n" in text) + text for name, text in pairs]
         return "\n".join(f"-- {i // len(columns) + 1}\n" * (i % len(columns) == 0) + line for i, line in enumerate(lines))
     lines = (zip(row, sides, widths, strict=True) for row in [columns, *texts])
     return "\n".join("  ".join(f"{text:{side}{size}}" for text, side, size in line).rstrip() for line in lines)

@@ -12,7 +12,7 @@ from code import InteractiveConsole
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -86,17 +86,14 @@ def sql(
         _Prompt({"database": database}).interact("Queries end with ;   Ctrl-C stops one   Ctrl-D leaves", exitmsg="")
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # DuckDB may not notice Ctrl-C for minutes
+    text = sys.stdin.read() if query in (None, "-") else query
     with common.open_database(database).read() as connection:
-        result = _read_only(connection, sys.stdin.read() if query in (None, "-") else query)
-        names = [column[0] for column in result.description]
-        names = [f"{name}_{i}" if name in names[:i] else name for i, name in enumerate(names)]
-        parquet = output and output.suffix == ".parquet"
-        arrow = result.to_arrow_table().rename_columns(names) if parquet else None
-        common.show_rows(names, result.fetchall(), output, form, arrow=arrow)
+        names, rows, arrow = _fetch(connection, text, bool(output) and output.suffix == ".parquet")
+    common.show_rows(names, rows, output, form, arrow=arrow)
 
 
-def _read_only(connection: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckDBPyConnection:
-    """Run one query that reads, without access to files."""
+def _fetch(connection: duckdb.DuckDBPyConnection, text: str, as_arrow: bool) -> tuple[list[str], common.Rows, Any]:
+    """Run one query that reads, without access to files; return names that differ, and its rows, either way."""
     import duckdb
 
     try:
@@ -104,8 +101,12 @@ def _read_only(connection: duckdb.DuckDBPyConnection, text: str) -> duckdb.DuckD
         *first, last = connection.extract_statements(text) or [None]
         if last is None or last.type.name not in ("SELECT", "EXPLAIN") or any(each.query for each in first):  # PIVOT is two
             raise QueryError("the database is read-only here: give one SELECT, FROM, PIVOT, DESCRIBE or EXPLAIN")
-        return connection.execute(text)
-    except duckdb.Error as error:
+        result = connection.execute(text)
+        names = [column[0] for column in result.description]
+        names = [f"{name}_{i}" if name in names[:i] else name for i, name in enumerate(names)]
+        arrow = result.to_arrow_table().rename_columns(names) if as_arrow else None
+        return names, result.fetchall(), arrow
+    except (duckdb.Error, OverflowError) as error:  # Python's times end before DuckDB's
         raise QueryError(f"the query failed: {error}") from error
 
 

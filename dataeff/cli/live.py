@@ -68,4 +68,6 @@ def _summary(launch: Launch) -> str:
     if launch.database_busy_since is not None:
         held = duration(now - launch.database_busy_since)
         text += f"\nanother program has held the database for {held}; results wait in their folders"
-    return text + "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once" * launch.stopping
+    if launch.stopping and running:
+        text += "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once"
+    return text

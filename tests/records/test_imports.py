@@ -383,7 +383,7 @@ def test_the_command_tells_exports_from_tables(exported_folder, tmp_path):
         done = dataeff("import", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr
     mapped = ["--map", "parameters_total=parameters_nominal"]
-    done = dataeff("import", PUBLISHED, "--study", "mine", *mapped, "--json", cwd=tmp_path)
+    done = dataeff("import", PUBLISHED, "--study", "mine", *mapped, "--format=json", cwd=tmp_path)
     assert {"what": "new runs", "count": 6} in json.loads(done.stdout)
 
 
