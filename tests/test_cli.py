@@ -297,6 +297,7 @@ MISTAKES = {
     "a file and a form": (["runs", "-o", "runs.csv", "--format", "json"], "leave --format out"),
     "a report of no known form": (["report", "tiny", "-o", "tiny.docx"], "md"),
     "no such port": (["app", "--port", "99999"], "65535"),
+    "no such host": (["app", "--host", "no such host"], "choose another port or host"),
     "no such folder": (["run", "tiny.toml", "--database", "none/x.duckdb"], "there is no folder none"),
     "nothing to delete": (["delete", "nothing"], "valid: tiny"),
     "nothing to refresh": (["refresh", "nothing"], "valid: tiny"),

@@ -75,7 +75,7 @@ _ABOUT = "the DuckDB file; runs are kept next to it, in NAME.files/"
 _TO_FILE = Option("--output", "-o", metavar="FILE", callback=_with_suffix, help="write rows to a .csv, .json or .parquet file")
 DatabaseFile = Annotated[Path, Option("--database", "-d", envvar=VARIABLE, dir_okay=False, callback=_with_folder, help=_ABOUT)]
 StudyName = Annotated[str, Argument(metavar="STUDY", help="a study's name or file", autocompletion=_studies)]
-AnyStudy = Annotated[str | None, Argument(metavar="[STUDY]", help="its name or file; all if left out", autocompletion=_studies)]
+AnyStudy = Annotated[str | None, Argument(metavar="STUDY", help="its name or file; all if left out", autocompletion=_studies)]
 OutputFile = Annotated[Path | None, _TO_FILE]
 Format = Annotated[Literal["table", "json", "csv"], Option("--format", help="how rows are printed")]
 PlotFile = Annotated[Path | None, Option("--plot", metavar="FILE", help="draw a chart to a .svg, .png or .html file")]

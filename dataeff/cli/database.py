@@ -75,9 +75,9 @@ def show(job_id: Annotated[str, JOB], output: OutputFile = None, form: Format = 
 def sql(
     query: Annotated[str | None, QUERY] = None, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE
 ) -> None:
-    """Query the database in SQL. A query reads the database, no files, and changes nothing.
+    """Query the database in SQL.
 
-    Tables and views are described in db/README.md. `duckdb -readonly FILE` has no such limits.
+    Tables and views are described in db/README.md. A query changes nothing and reaches no files; for those, use DuckDB itself.
     """
     if query is None and sys.stdin.isatty():
         import readline  # noqa: F401 - gives input() editing and a history

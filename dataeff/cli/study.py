@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -20,8 +21,6 @@ from dataeff.reports.text import count, duration
 from dataeff.share import shared_folder
 
 if TYPE_CHECKING:
-    from dataeff.specs.study import Study
-    from dataeff.study.launch import Launch
     from dataeff.study.plan import Plan
 
 Workers = Annotated[int | None, Option(min=1, help="worker processes; default one a GPU, else one a CPU core")]
@@ -85,22 +84,6 @@ def run(
 
     Every run is recorded. Stop it with Ctrl-C at any moment; the same command goes on from there.
     """
-    if executor == "inline" and workers:
-        raise InputError(f"--executor inline --workers {workers}: inline trains in this process alone; leave one of them out")
-    loaded = common.load_study(study)
-    launch = _launch(loaded, database, workers, executor, storage)
-    if launch.fits_failed:
-        print(f"the fits were not renewed; `dataeff refresh` tries again: {launch.fits_failed}", file=sys.stderr)
-    if launch.stopping:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130)
-    if launch.failures:
-        raise DataeffError(f"{len(launch.failures)} job(s) failed, see above; `dataeff run` tries them again")
-    answer(loaded.spec.name, database=database)
-
-
-def _launch(study: Study, database: Path, workers: int | None, executor: str, storage: str | None) -> Launch:
-    """Run the study until nothing is left to do; a first signal stops it cleanly, a second one at once."""
     import optuna
 
     from dataeff.cli.live import LiveView, show_stage
@@ -108,10 +91,13 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
     from dataeff.execution.local import LocalExecutor
     from dataeff.study.launch import Launch
 
+    if executor == "inline" and workers:
+        raise InputError(f"--executor inline --workers {workers}: inline trains in this process alone; leave one of them out")
+    loaded = common.load_study(study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with InlineExecutor() if executor == "inline" else LocalExecutor(workers) as pool:
-        launch, view = Launch(study, database, pool, storage, show_stage), LiveView()
-        print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", file=sys.stderr)
+        launch, view = Launch(loaded, database, pool, storage, show_stage), LiveView()
+        print(f"{loaded.spec.name}: {loaded.spec.question}\n{pool.slots} worker(s), {database}", file=sys.stderr)
         if launch.previous:
             print(f"another version of dataeff wrote {database}: rebuilt; the old file is {launch.previous}", file=sys.stderr)
         if launch.cells_deleted:
@@ -129,7 +115,14 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
             view.end(launch)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    return launch
+    if launch.fits_failed:
+        print(f"the fits were not renewed; `dataeff refresh` tries again: {launch.fits_failed}", file=sys.stderr)
+    if launch.stopping:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if launch.failures:
+        raise DataeffError(f"{len(launch.failures)} job(s) failed, see above; `dataeff run` tries them again")
+    answer(loaded.spec.name, database=database)
 
 
 @command("status", "status quickstart")
@@ -181,12 +174,16 @@ def answer(
 @command("app", "app --no-browser --port 8600", name="app")
 def serve(
     host: Annotated[str, HOST] = "127.0.0.1",
-    port: Annotated[int, Option(min=1, max=65535)] = 8501,
+    port: Annotated[int, Option(min=1, max=65535, help="the port to listen on")] = 8501,
     no_browser: Annotated[bool, NO_BROWSER] = False,
     database: DatabaseFile = HERE,
 ) -> None:
     """Open the dashboard in a browser."""
     common.open_database(database).require_usable()
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port or host") from error
     if host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: whoever reaches {host}:{port} can read all of {database}: there is no password", file=sys.stderr)
     options = {"server.address": host, "server.port": port, "server.headless": str(no_browser).lower()}
