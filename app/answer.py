@@ -1,23 +1,48 @@
-"""The Answer page: what the study asked and what came out, its first figure, its table, and caveats."""
+"""The Answer page: what the study asked, what came out in one sentence, its figures and tables, and caveats."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import page
 import streamlit as st
 
-from dataeff.reports.answer import plain, study_answer
-from dataeff.reports.charts import limits_chart
+from dataeff.reports.answer import study_answer
+from dataeff.reports.charts import limits_chart, ratio_figure
 from dataeff.reports.frames import study_limits
+from dataeff.reports.laws import PANELS, study_ratios
+from dataeff.reports.progress import study_names
+
+
+def linked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose dots open their cell."""
+    return [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
+
+
+def show_reached(study: str) -> dict[str, Any]:
+    """Show what a study asked and reached; return its answer."""
+    answer = page.read(study_answer, study)
+    st.subheader(page.plain(answer["question"]))
+    st.markdown(f"**{page.plain(answer['sentence'])}**")
+    page.show_table(*answer["trained"], f"{study} trained", height=min(36 * len(answer["trained"][1]) + 38, 360))
+    return answer
+
 
 study = page.choose_study()
-page.renew(study)
-answer = page.read(study_answer, study)
-limits = page.read(study_limits, study)
-st.subheader(plain(answer["question"]))
-page.show_sentences([answer["sentence"]])
-page.show_chart(limits_chart(limits["rows"], limits["recipes"]), f"{study} limits", limits["rows"])
-page.show_table(*answer["trained"], f"{study} answer", height="content")
-st.markdown("**Limits, extrapolated**")
-page.show_table(*answer["limits"], f"{study} limits table", height="content")
+others = [name for name in page.read(study_names) if name != study]
+other = page.choose("Compare with", [None, *others], "compare", st.sidebar.selectbox) if others else None
+answer = show_reached(study)
+if other:
+    show_reached(other)
+limits, ratios = page.read(study_limits, study), page.read(study_ratios, study)
+if limits["rows"]:
+    st.markdown("**Loss against size**")
+    page.show_chart(limits_chart(linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])
+if shown := [row for row in ratios if row["panel"] in PANELS[:2]]:
+    st.markdown("**Data efficiency**")
+    page.show_chart(ratio_figure(linked(shown), limits["recipes"], "panel"), f"{study} ratios", shown)
+if answer["limits"][1]:
+    st.markdown("**Limits, all extrapolated**")
+    page.show_table(*answer["limits"], f"{study} limits table", height="content")
 st.markdown("**Caveats**")
 page.show_sentences(answer["caveats"])

@@ -1,69 +1,56 @@
-"""The Laws page: any law of a study, its fit and limit, and what tests it."""
+"""The Laws page: the laws of a study over N, K or D in one figure and one table, and what tests one of them."""
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 import page
 import streamlit as st
 
 from dataeff.reports import laws as reports
-from dataeff.reports.answer import plain
-
-LABELS = {"recipe": "Recipe", "seed_tokens": "D (tokens)", "size": "Size", "averaging": "Averaged"}
-
-
-def choose_law(study: str) -> dict[str, Any]:
-    """Return the law chosen, one of `law_choices`; ends the page where there is none."""
-    laws = page.read(reports.law_choices, study)
-    if not laws:
-        st.info(f"{study} has no law: it has no cells, or none of them has finished.")
-        st.stop()
-    kinds = list(dict.fromkeys(law["over"] for law in laws))
-    lacking = {"N": "no recipe takes its limit in N", "K": "no ensemble is recorded"}
-    if reasons := [f"No law over {name}: {why}." for name, why in lacking.items() if name not in kinds]:
-        st.sidebar.caption(" ".join(reasons))
-    with st.sidebar:
-        about = {"required": True, "help": "N: parameters, D fixed. K: members of an ensemble. D: seed tokens."}
-        over = page.choose("Law over", kinds, "over", st.segmented_control, default=kinds[0], **about)
-        laws = [law for law in laws if law["over"] == over]
-        for name, label in LABELS.items():
-            if values := [value for value in dict.fromkeys(law[name] for law in laws) if value is not None]:
-                value = page.choose(label, values, "D" if name == "seed_tokens" else name)
-                laws = [law for law in laws if law[name] == value]
-    return laws[0]
-
+from dataeff.reports.charts import law_figure, ratio_figure
 
 study = page.choose_study()
-page.renew(study)
-chosen = choose_law(study)
-over, name = chosen["over"], " ".join(str(value) for value in chosen.values() if value not in (None, 0))
-law = page.read(reports.study_law, study, over, *(chosen[part] for part in LABELS))
-where = [f"D = {chosen['seed_tokens']:,} tokens"] if chosen["seed_tokens"] else []
-where += [chosen["size"], f"{chosen['averaging']} averaged"] if chosen["size"] else []
-st.subheader(plain(", ".join([f"{chosen['recipe']} over {over}", *where])))
-left, right = st.columns([5, 4])
-with left:
-    if law["points"]:
-        page.show_chart(reports.law_chart(law), f"{study} law {name}", law["points"])
-with right:
-    if law["fit"]:
-        page.show_chart(reports.profile_chart(law), f"{study} profile {name}", law["profile"]["points"])
-page.show_sentences(reports.law_text(law))
-if law["fit"]:
-    st.markdown("**Rival forms, on the same points**")
-    rows = [list(rival.values()) for rival in law["rivals"]]
-    wide = {"doubts": st.column_config.Column(width="large")}
-    page.show_table(list(law["rivals"][0]), rows, f"{study} rivals {name}", height="content", column_config=wide)
-    st.caption(
-        "Limit, held-out error (root mean square, each point left out in turn) and rmse in nats/token; the least AICc is best."
-    )
-if law["stored"]:
-    st.markdown("**The recorded fit**" + (" of the recipe's limit at this D, over its sizes" if over == "K" else ""))
-    page.show_table(*reports.stored_table(law["stored"]), f"{study} fit {name}", height="content", width=760)
-else:
-    st.caption("No fit is recorded yet; `dataeff answer` of the study does it.")
+with st.sidebar:
+    over = page.choose("Laws over", ["N", "K", "D"], "over", st.segmented_control, required=True,
+                       help="N: parameters, D fixed. K: members of an ensemble. D: seed tokens.")  # fmt: skip
+    found = page.read(reports.study_laws, study, over)
+    laws, order = found["laws"], found["recipes"]
+    if over == "K" and laws:
+        for name, label, key in (("seed_tokens", "D (tokens)", "D"), ("averaging", "Averaged", "averaging")):
+            value = page.choose(label, sorted({law[name] for law in laws}, reverse=name == "seed_tokens"), key)
+            laws = [law for law in laws if law[name] == value]
+    chosen = page.choose("Recipes", list(dict.fromkeys(law["recipe"] for law in laws)), "recipe", st.multiselect)
+    laws = [law for law in laws if not chosen or law["recipe"] in chosen]
+if not laws:
+    lack = {"N": 'no recipe takes its limit in N, limit = "N"', "K": "no ensemble of members is recorded", "D": "it has no cells"}
+    st.info(f"{page.plain(study)} has no law over {over}: {lack[over]}.")
+    st.stop()
+st.subheader(f"Laws over {reports.TITLES[over]}")
+rows = reports.law_rows(laws, found["points"], over)
+rows = [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
+title = "limit of the recipe (nats/token)" if over == "D" else "validation loss (nats/token)"
+across = reports.axis([point for law in laws for point in reports.of_law(law, found["points"])], over)
+if any(row["layer"] == "point" for row in rows):
+    figure = law_figure(rows, across, order, y_title=title, panels=None if over == "D" else "panel")
+    page.show_chart(figure, f"{study} laws over {over}", [row for row in rows if row["layer"] in ("point", "limit")])
+ratios = [row for row in page.read(reports.study_ratios, study) if not chosen or row["recipe"] in chosen] if over == "D" else []
+if ratios:
+    page.show_chart(ratio_figure(ratios, order, "panel"), f"{study} ratios", ratios)
+page.show_table(*reports.law_table(laws), f"{study} laws over {over} table", height="content")
+
+names = {reports.law_name(law): law for law in laws}
+law = names[page.choose("What tests the law of", list(names), "law", width=420)]
+tests = reports.law_tests(law, found["points"], over)
+if tests["rows"]:
+    page.show_chart(law_figure(tests["rows"], across, order, y_title=title), f"{study} law", tests["points"][1])
+st.markdown(page.plain(tests["sentence"]))
+notes = {"points": "Residual: loss less law; none where the law passes through every point.",
+         "rivals": "Other forms on the same points. Held-out error: each left out in turn. The least AICc is best."}  # fmt: skip
+for name, note in notes.items():
+    if tests[name][1]:
+        page.show_table(*tests[name], f"{study} law {name}", height="content")
+        st.caption(note)
 if law["run_ids"]:
-    with st.expander(f"{len(law['run_ids'])} runs" + (", its members" if over == "K" else "")):
-        st.markdown("  \n".join(f"[{run_id}](runs?study={quote(study)}&run={run_id})" for run_id in law["run_ids"]))
+    with st.expander(f"{len(law['run_ids'])} runs it rests on"):
+        st.markdown("  \n".join(f"[{run_id}]({page.address('runs', run=quote(run_id))})" for run_id in law["run_ids"]))

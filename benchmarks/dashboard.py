@@ -23,7 +23,7 @@ from typing import Any
 
 from dataeff.records import queries
 from dataeff.records.store import Database
-from dataeff.reports import answer, efficiency, laws, progress, runs, search
+from dataeff.reports import answer, laws, progress, runs, search
 from dataeff.study.fits import renew_fits
 
 RUNS, POINTS, LONG, LONG_POINTS = 100_000, 31, 8, 30_000
@@ -93,7 +93,6 @@ SELECT run_id AS job_id, 'train' AS kind, 1 AS number, now() AS started_at, now(
     if(val_loss IS NULL, 'diverged', 'finished') AS outcome, 'here' AS host, 1 AS process_id, 'cpu' AS device FROM made;
 """
 
-COLUMNS = ["run_id", "val_loss", "recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "status", "wall_seconds"]
 
 
 def median(ask: Callable[[], Any]) -> float:
@@ -126,26 +125,20 @@ def runs_page(database: Database) -> dict[str, Callable[[Any], Any]]:
     """Return the queries of the Runs page: a function of a connection by what it gives."""
     found = runs.matching("synthetic")
     long, short = long_and_short(database)
-    condition = "lr < 0.01 and epochs >= 8"
-    held = runs.matching("synthetic", ids=runs.ids_where(database.path, "synthetic", condition))
 
-    def table(sort: str, offset: int = 0, which: str = found) -> Callable[[Any], Any]:
-        return lambda c: queries.query(c, runs.table_query(which, COLUMNS, sort, False, 1000, offset))
+    def table(sort: str, offset: int = 0) -> Callable[[Any], Any]:
+        return lambda c: queries.records(c, runs.table_query(found, sort, 500, offset))
 
     return {
-        "studies to choose from": queries.studies,
-        "recipes, D and sizes to choose from": lambda c: runs.facets(c, "synthetic"),
-        "count of the runs": lambda c: queries.query(c, runs.count_query(found)),
-        "1,000 runs of least loss": table("val_loss"),
-        "1,000 runs in the midst, by recipe": table("recipes", 50_000),
-        "runs of a typed condition, in a limited process": lambda _: runs.ids_where(database.path, "synthetic", condition),
-        "1,000 of those": table("val_loss", which=held),
-        "parallel coordinates": lambda c: queries.records(c, runs.parallel_query(found)),
+        "studies to choose from": progress.study_names,
+        "recipes, D and sizes to choose from": lambda c: queries.records(c, runs.FACETS, ["synthetic"]),
+        "500 runs of least loss": table("val_loss"),
+        "500 runs in the midst, by recipe": table("recipes", 50_000),
         "curves of 5 runs": lambda c: runs.curves(c, short),
         "curves of 5 runs of 30,000 points": lambda c: runs.curves(c, long),
         "the same, smoothed": lambda c: runs.curves(c, long, smoothing=5, log_x=True),
         "one run's page": lambda c: queries.job_details(c, short[0]),
-        "its neighbours": lambda c: runs.neighbours(c, short[0]),
+        "its neighbours": lambda c: queries.records(c, runs.NEIGHBOURS, [short[0]]),
     }
 
 
@@ -154,17 +147,14 @@ def other_pages(database: Database) -> dict[str, Callable[[Any], Any]]:
     renew_fits(database)
     with database.read() as connection:
         cell = progress.study_cells(connection, "synthetic")[0]["cell_id"]
-        law = laws.law_choices(connection, "synthetic")[0]
-    named = [law[name] for name in ("over", "recipe", "seed_tokens", "size", "averaging")]
     return {
         "Answer": lambda c: answer.study_answer(c, "synthetic"),
         "Study: how it stands": lambda c: progress.standing(c, "synthetic"),
         "Study: its cells": lambda c: progress.study_cells(c, "synthetic"),
-        "Study: what failed": lambda c: progress.failures(c, "synthetic"),
+        "Study: what failed": lambda c: queries.records(c, progress.FAILURES, ["synthetic"]),
         "Study: one cell's grid": lambda c: search.cell_search(c, cell),
-        "Data efficiency": lambda c: efficiency.study_efficiency(c, "synthetic"),
-        "Laws: to choose from": lambda c: laws.law_choices(c, "synthetic"),
-        "Laws: one of them": lambda c: laws.study_law(c, "synthetic", *named),
+        "Answer: ratios": lambda c: laws.study_ratios(c, "synthetic"),
+        "Laws: over N": lambda c: laws.study_laws(c, "synthetic", "N"),
         "fits, when nothing is stale": lambda _: renew_fits(database),
     }
 
@@ -213,7 +203,7 @@ def compare(database: Database, folder: Path) -> None:
             return ask(connection)
 
     def table(found: str) -> Callable[[], Any]:
-        return lambda: ours(lambda c: queries.query(c, runs.table_query(found, COLUMNS, "val_loss", False, 1000)))
+        return lambda: ours(lambda c: queries.query(c, runs.table_query(found, "val_loss", 1000)))
 
     def theirs(condition: str) -> Callable[[], Any]:
         return lambda: client.search_runs([experiment], condition, max_results=1000, order_by=["metrics.val_loss ASC"])
@@ -222,7 +212,7 @@ def compare(database: Database, folder: Path) -> None:
         "1,000 runs of least loss": (table(best), theirs("")),
         "1,000 with 8 epochs, loss below 4": (table(some), theirs(some_of_theirs)),
         "training curves of 5 long runs": (
-            lambda: ours(lambda c: runs.curves(c, long, ["train_loss"])),
+            lambda: ours(lambda c: runs.curves(c, long)),
             lambda: [client.get_metric_history(run_id, "train_loss") for run_id in long],
         ),
     }

@@ -42,7 +42,7 @@ app = typer.Typer(
 HERE = Path("dataeff.duckdb")
 SUFFIXES = (".csv", ".json", ".parquet")
 VARIABLE = "DATAEFF_DATABASE"
-LONGEST = 300  # characters of an error
+LONGEST = 290  # characters of an error, without the name of the command
 ROWS_ON_A_TERMINAL = 500
 Rows = Sequence[Sequence[Any]]
 
@@ -220,4 +220,4 @@ def _message(error: Any, of_click: bool) -> str:
     elif isinstance(error, OSError):
         text += "; check the path, its permissions and the space on its disk, then try again"
     lines = text.splitlines() if isinstance(error, StudyError) else [" ".join(text.split())]
-    return "\n".join(line if len(line) <= LONGEST else f"{line[:180]} ... {line[-110:]}" for line in lines)
+    return "\n".join(line if len(line) <= LONGEST else f"{line[:180]} ... {line[-105:]}" for line in lines)

@@ -130,7 +130,7 @@ def fit(
     y: Annotated[str, Option("--y", help="column of the loss")],
     law: Annotated[str, Option("--form", help="power, reciprocal, power_without_floor, exponential, additive, ...")] = "power",
     group: Annotated[list[str] | None, Option("--group", "-g", help="column whose values are fitted apart")] = None,
-    sd: Annotated[float | None, Option(min=0, help="known standard deviation of one y, such as run-to-run noise")] = None,
+    sd: Annotated[float | None, Option(help="known standard deviation of one y, such as run-to-run noise")] = None,
     output: OutputFile = None,
     form: Format = "table",
     plot: PlotFile = None,

@@ -62,8 +62,7 @@ def plan(study: StudyName, output: OutputFile = None, form: Format = "table", da
 
 
 def _print_plan(planned: Plan) -> None:
-    from dataeff.study.cost import ASSUMED_GPU_FLOPS
-    from dataeff.study.plan import COLUMNS
+    from dataeff.study.plan import ASSUMED_GPU_FLOPS, COLUMNS
 
     rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
     common.print_table([*COLUMNS[:-1], "time"], rows)
@@ -195,7 +194,12 @@ def serve(
 
 
 @command("report quickstart", "report quickstart -o quickstart.md")
-def report(study: StudyName, output: Annotated[Path | None, REPORT] = None, database: DatabaseFile = HERE) -> None:
+def report(
+    study: StudyName,
+    output: Annotated[Path | None, REPORT] = None,
+    authors: Annotated[list[str] | None, Option("--author", help="a name to put on it; repeatable")] = None,
+    database: DatabaseFile = HERE,
+) -> None:
     """Write a study's answer to a file, with figures.
 
     Also tables, caveats, methods, cost, and the SQL of each number.
@@ -206,7 +210,7 @@ def report(study: StudyName, output: Annotated[Path | None, REPORT] = None, data
     file = output or Path(f"{name}.html")
     require_report_form(file.suffix[1:])
     with common.open_database(database).read() as connection:
-        print(*write_report(study_report(connection, name), file, file.suffix[1:]), sep="\n")
+        print(*write_report(study_report(connection, name, authors or ()), file, file.suffix[1:]), sep="\n")
 
 
 @command("refresh", "refresh quickstart")

@@ -1,9 +1,8 @@
-"""Fits of a form to points, by variable projection: no start to choose, and a certificate at the end.
+"""Fits of a form to points, by variable projection: no start to choose.
 
 With the parameters in `form.bounds` (theta) fixed a form is linear in the rest, so their best values, none below zero, come
-in closed form: the best of the least-squares solutions over all subsets of columns. What is left is a function of theta
-(Golub and Pereyra 1973, SIAM J. Numer. Anal. 10): looked up on a grid of log theta, then polished by damped Newton steps
-on its exact gradient. Many fits share each step, so 10,000 resamples take as long as a few hundred calls of scipy.
+in closed form. What is left is a function of log theta (Golub and Pereyra 1973, SIAM J. Numer. Anal. 10), looked up on a grid
+and closed in on from each of its valleys: for one exponent of many resamples at once, else by scipy's `least_squares`.
 
 A law that fits badly raises nothing: what is doubtful about it is in `warnings`, and `limit` is None where the points show
 none. Intervals are in `dataeff.laws.intervals`.
@@ -12,20 +11,21 @@ none. Intervals are in `dataeff.laws.intervals`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import minimum_filter
+from scipy.optimize import elementwise, least_squares, minimize, nnls
 
 from dataeff.errors import InputError
 from dataeff.laws.forms import ALPHA_BOUNDS, Form, PowerLaw
 
 Array = NDArray[np.float64]
 DELTA = 1e-3  # where Huber's loss of log L turns from square to absolute: Hoffmann et al., arXiv 2203.15556, eq. 3
-GRID = {0: 1, 1: 256, 2: 40, 4: 9}  # values of each of theta's axes a single fit tries; resamples try a quarter (at least 8)
+GRID = {0: 1, 1: 64, 2: 25, 4: 7}  # values that are tried of each of theta's axes, by their number
 NO_FREEDOM = "no_freedom"
 WARNINGS = {
     "points_do_not_fall": "the losses do not fall: exponents mean nothing and e is the mean",
@@ -44,8 +44,8 @@ WARNINGS = {
 class Fit:
     """A fitted law. Losses and residuals (y - law) in nats per token; `objective`: their weighted sum of squares, or Huber's.
 
-    `condition`: of the law's derivatives by its parameters, each scaled to length 1. `certified`: the projected gradient
-    promises no further fall and, with up to two exponents, no point of a grid twice as fine is better.
+    `condition`: of the law's derivatives by its parameters, each scaled to length 1. `certified`: no small step along a
+    parameter is better nor, by least squares with up to two exponents, a point of a grid twice as fine.
     """
 
     law: Any
@@ -65,7 +65,7 @@ class Fit:
 
     @property
     def parameters(self) -> int:
-        return _parameters(type(self.law))
+        return len(self.law.linear) + len(self.law.bounds)
 
     @property
     def rmse(self) -> float:
@@ -92,15 +92,12 @@ class Refits:
     form: type[Form]
     parameters: dict[str, Array]
     objective: Array
-    theta: Array  # (resamples, len(form.bounds)), log of the non-linear parameters
 
     def laws(self) -> list[Any]:
         return [self.form(**{k: float(v[i]) for k, v in self.parameters.items()}) for i in range(len(self.objective))]
 
 
-def fit(
-    form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squares", weights: ArrayLike | None = None
-) -> Fit:
+def fit(form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squares", weights: ArrayLike | None = None) -> Fit:
     """Return the law of `form` that fits best.
 
     x: (points,), or (variables, points) in the order of `form.variables`; y: losses in nats per token, (points,); weights:
@@ -111,36 +108,14 @@ def fit(
     x, y, w = _checked(form, x, y, weights)
     if loss not in ("least_squares", "huber") or (loss == "huber" and not np.all(y > 0)):
         raise InputError(f"loss '{loss}': valid are 'least_squares' and, where every y is above 0, 'huber'")
-    root, low, high = np.sqrt(w), *_bounds(form)
-    problem = _Projected(columns_of(form, x), y[None] * root, root[None])
-    t, value, slack = _least(problem, low, high)
-    c = problem.linear(t[None])[:, 0]
-    if loss == "huber":
-        c, t, value, slack = _huber(form, x, y, w, np.concatenate([c, t]))
-    law = form(**_named(form, c, t))
-    residuals = y - law(*np.atleast_2d(x))
+    problem = Projection(form, x, y[None], np.sqrt(w)[None])
+    c, t, value, tried = (_huber if loss == "huber" else _least_squares)(problem)
+    law = form(**{name: float(value) for name, value in _named(form, c, t).items()})
     rounding = 1e-14 * np.sqrt(value * (w @ y**2)) + 1e-22 * (w @ y**2)
-    certified = bool(min(slack, value) <= 1e-9 * value + rounding)
-    condition = _condition(columns_of(form, x), root, c, t)
-    warnings = _warnings(law, t, low, high, len(y), condition, certified)
-    return Fit(law, value, x, y, w, residuals, condition, certified, loss, warnings)
-
-
-def _least(problem: _Projected, low: Array, high: Array) -> tuple[Array, float, float]:
-    """Return (t, value, slack) of the least minimum that the valleys of a grid lead to, or a grid twice as fine."""
-    q = len(low)
-    axes = [np.linspace(a, b, GRID[q]) for a, b in zip(low, high, strict=True)]
-    grid = _lattice(axes)
-    values = problem(grid)[0]
-    table = values.reshape([GRID[q]] * q)
-    valleys = np.flatnonzero((table == minimum_filter(table, 3, mode="nearest")).ravel() if q else [True])
-    t, value, slack = _polish(problem, grid[valleys[np.argsort(values[valleys])][:16]], low, high)
-    best = int(np.argmin(value))
-    finer = _lattice([(axis[1:] + axis[:-1]) / 2 for axis in axes])
-    if q <= 2 and (more := problem(finer)[0]).min() < value[best]:
-        t, value, slack = _polish(problem, np.array([finer[np.argmin(more)], t[best]]), low, high)
-        best = int(np.argmin(value))
-    return t[best], float(value[best]), float(slack[best])
+    certified = bool(tried >= value * (1 - 1e-9) - rounding)
+    condition = problem.condition(c, t)
+    warnings = _warnings(law, condition, certified, len(y))
+    return Fit(law, value, x, y, w, y - law(*np.atleast_2d(x)), condition, certified, loss, warnings)
 
 
 def fit_power_law(x: ArrayLike, y: ArrayLike) -> Fit:
@@ -148,280 +123,209 @@ def fit_power_law(x: ArrayLike, y: ArrayLike) -> Fit:
     return fit(PowerLaw, x, y)
 
 
-def refit(
-    form: type[Form],
-    x: ArrayLike,
-    ys: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    pinned: Mapping[str, ArrayLike] | None = None,
-) -> Refits:
+def refit(form: type[Form], x: ArrayLike, ys: ArrayLike, *, weights: ArrayLike | None = None) -> Refits:
     """Return the least-squares fits of many resamples, shape (resamples, points), of the losses.
 
-    x: as for `fit`. `weights`: (points,) or (resamples, points), 0 for a row left out. `pinned`: non-linear parameters held
-    at a value, (resamples,). Raises `InputError` where shapes differ or a value is not finite, but not for too few points.
+    x: as for `fit`. `weights`: (points,) or (resamples, points), 0 for a row left out. Fast for forms with up to one exponent.
+    Raises `InputError` where shapes differ or a value is not finite, but not for too few points.
     """
     ys = np.atleast_2d(np.asarray(ys, dtype=np.float64))
     w = np.ones(ys.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
     x = np.asarray(x, dtype=np.float64)
     if x.shape[-1] != ys.shape[1] or not (np.isfinite(ys).all() and np.isfinite(w).all() and np.all(w >= 0)):
         raise InputError(f"x has shape {x.shape} and ys {ys.shape}: refits need finite losses, one column a point, weights >= 0")
-    return search(form, columns_of(form, x), ys, np.broadcast_to(np.sqrt(w), ys.shape), pinned=pinned)
+    problem = Projection(form, x, ys, np.broadcast_to(np.sqrt(w), ys.shape))
+    c, residuals = problem.solve(t := problem.minima())
+    return Refits(form, _named(form, c, t), _dot(residuals, residuals))
 
 
-def search(form: type[Form], columns: Callable, ys: Array, root: Array, pinned: Mapping | None = None) -> Refits:
-    """`refit` with the columns given as a function (see `columns_of`) and the square roots of the weights."""
-    q, low, high = len(form.bounds), *_bounds(form)
-    grid = _lattice([np.linspace(a, b, max(8, GRID[q] // 4)) for a, b in zip(low, high, strict=True)])
-    low, high = (np.broadcast_to(bound, (len(ys), q)).copy() for bound in (low, high))
-    for name, values in (pinned or {}).items():
-        low[:, list(form.bounds).index(name)] = high[:, list(form.bounds).index(name)] = np.log(values)
-    parts = []
-    step = max(1, 40_000 // len(grid))  # a chunk's work stays in the processor's cache
-    for begin in range(0, len(ys), step):
-        part = np.arange(begin, min(begin + step, len(ys)))
-        problem = _Projected(columns, ys[part] * root[part], root[part])
-        tried = np.clip(grid[:, None], low[part], high[part])  # (grid, chunk, q)
-        value = problem(tried.reshape(len(grid) * len(part), q))[0].reshape(len(grid), len(part))
-        t, value, _ = _polish(problem, tried[value.argmin(axis=0), np.arange(len(part))], low[part], high[part])
-        parts.append((problem.linear(t), t, value))
-    c, t, value = (np.concatenate(piece, axis=axis) for piece, axis in zip(zip(*parts, strict=True), (1, 0, 0), strict=True))
-    return Refits(form, _named(form, c, t.T), value, t)
+def _named(form: type[Form], c: Array, t: Array) -> dict[str, Array]:
+    return dict(zip((*form.linear, *form.bounds), (*c, *np.exp(t.T)), strict=True))
 
 
-def _lattice(axes: list[Array]) -> Array:
+class Projection:
+    """Sums of squares that the best linear parameters leave, as functions of log theta.
+
+    y: losses, and root: square roots of the weights, both (fits, points). `linear`: the linear parameters that are free, by
+    default all; the others are 0. Members of log theta, (members, q), are about the fits that `rows` names, by default each.
+    """
+
+    def __init__(self, form: type[Form], x: Array, y: Array, root: Array, linear: Sequence[str] | None = None) -> None:
+        self.form, self.x, self.y, self.root = form, np.atleast_2d(x), y, root
+        self.free = [form.linear.index(name) for name in linear or form.linear]
+        self.low, self.high = np.log(np.array(list(form.bounds.values())).reshape(-1, 2)).T
+        self.q = len(self.low)
+        self.axes = [np.linspace(low, high, GRID[self.q]) for low, high in zip(self.low, self.high, strict=True)]
+
+    def columns(self, t: Array) -> Array:
+        """Return the columns of the free linear parameters, (linear, members, points)."""
+        terms = self.form.columns(*self.x, *np.exp(t.T)[..., None])
+        return np.stack([np.broadcast_to(terms[k], (len(t), self.x.shape[1])) for k in self.free])
+
+    def solve(self, t: Array, rows: Array | slice = np.s_[:]) -> tuple[Array, Array]:
+        """Return the best linear parameters, (linear, members), and the weighted residuals, (members, points)."""
+        root = self.root[rows]
+        return _nonnegative(self.columns(t) * root, self.y[rows] * root)
+
+    def __call__(self, t: Array, rows: Array | slice = np.s_[:]) -> Array:
+        residuals = self.solve(t, rows)[1]
+        return _dot(residuals, residuals)
+
+    def minima(self) -> Array:
+        """Return log theta at the minimum of each fit, (fits, q)."""
+        fits = np.arange(len(self.y))
+        if self.q == 0:
+            return np.empty((len(fits), 0))
+        if self.q > 1:
+            return np.array([self._least_of_several(fits[[i]]) for i in fits])
+        chunks = np.array_split(fits, 1 + len(fits) // 600)  # whose work stays in the processor's cache
+        return np.concatenate([self._least_of_one(chunk) for chunk in chunks])[:, None]
+
+    def _least_of_one(self, rows: Array) -> Array:
+        """Return log theta (rows,), closed in on from every valley of the grid by Chandrupatla's method."""
+        (grid,), (low,), (high,) = self.axes, self.low, self.high
+        values = self(np.tile(grid, len(rows))[:, None], np.repeat(rows, len(grid))).reshape(len(rows), len(grid))
+        beside = np.pad(values, [(0, 0), (1, 1)], constant_values=np.inf)
+        place, column = np.nonzero((values < beside[:, :-2]) & (values <= beside[:, 2:]))
+        t, step = grid[column], grid[1] - grid[0]
+
+        def mirrored(t: Array) -> Array:  # at the bounds, so that a minimum at one has a bracket
+            return high - np.abs(high - low - np.abs(t - low))
+
+        def value(t: Array, row: Array) -> Array:
+            return self(mirrored(t)[:, None], row.astype(int))
+
+        bracket, tolerances = (t - step, t, t + step), {"xatol": 1e-12, "xrtol": 0, "frtol": 1e-16}
+        found = elementwise.find_minimum(value, bracket, args=(rows[place],), tolerances=tolerances)
+        t = np.where(found.f_x < values[place, column], np.clip(mirrored(found.x), low, high), t)
+        order = np.lexsort((np.minimum(found.f_x, values[place, column]), place))
+        return t[order][np.unique(place[order], return_index=True)[1]]
+
+    def _least_of_several(self, row: Array) -> Array:
+        def residuals(t: Array) -> Array:
+            return self.solve(t[None], row)[1][0]
+
+        options = {"bounds": (self.low, self.high), "jac": "3-point", "ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
+        grid = _lattice(self.axes)
+        starts = grid[_valleys(self(grid, np.repeat(row, len(grid))), self.q)]
+        found = min((least_squares(residuals, start, **options) for start in starts), key=lambda result: result.cost)
+        return found.x
+
+    def condition(self, c: Array, t: Array) -> float:
+        """Return the condition number of the law's derivatives by its parameters, each scaled to length 1."""
+        steps = 1e-30j * np.eye(self.q)  # the imaginary part is the derivative, exact to rounding
+        jacobian = [*self.columns(t[None])[:, 0], *(c @ self.columns(t[None] + step)[:, 0].imag * 1e30 for step in steps)]
+        jacobian = np.array(jacobian) * self.root[0]
+        size = np.linalg.norm(jacobian, axis=1, keepdims=True)
+        return float(np.linalg.cond((jacobian / size).T)) if size.all() else float("inf")
+
+
+def _lattice(axes: Sequence[Array]) -> Array:
     return np.array(list(itertools.product(*axes)))
 
 
-class _Projected:
-    """Sum of squares left by the best linear parameters, as a function of log theta (members, q), with its gradient.
-
-    y and root: (fits, points). A member of log theta is about the fit of its number, modulo the number of fits.
-    """
-
-    def __init__(self, columns: Callable, y: Array, root: Array) -> None:
-        self.columns, self.y, self.root = columns, y, root
-
-    def _solve(self, t: Array, members: Array | None = None) -> tuple[Array, Array, Array]:
-        fits = (np.arange(len(t)) if members is None else members) % len(self.y)
-        root = self.root[fits]
-        return *_nonnegative(self.columns(t) * root, self.y[fits]), root
-
-    def __call__(self, t: Array, members: Array | None = None, gradient: bool = False) -> tuple[Array, Array | None]:
-        c, residual, root = self._solve(t, members)
-        value = _dot(residual, residual)
-        if not gradient:
-            return value, None
-        slopes = np.empty(t.shape)
-        for k, moved in enumerate(_stepped(self.columns, t)):  # the linear parameters' own change adds nothing
-            slopes[:, k] = -2 * _dot(residual * root, np.einsum("pm,pmn->mn", c, moved.imag * 1e30))
-        return value, slopes
-
-    def linear(self, t: Array) -> Array:
-        """Return the best linear parameters, (linear, members)."""
-        return self._solve(t)[0]
+def _valleys(values: Array, q: int, most: int = 8) -> Array:
+    """Return the places on a grid of q axes that are no higher than those beside them, the lowest first."""
+    table = values.reshape([GRID[q]] * q)
+    valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if q else np.array([0])
+    return valleys[np.argsort(values[valleys])][:most]
 
 
 def _dot(a: Array, b: Array) -> Array:
     return np.einsum("mn,mn->m", a, b)
 
 
-def columns_of(form: type[Form], x: Array) -> Callable:
-    """Return the columns (linear, members, points) of x, (points,) or (variables, points), given log theta (members, q)."""
-    x = np.atleast_2d(x)
-
-    def columns(t: Array) -> Array:
-        terms = form.columns(*x, *np.exp(t.T)[..., None])
-        return np.stack([np.broadcast_to(term, (len(t), x.shape[1])) for term in terms])
-
-    return columns
-
-
-def _stepped(columns: Callable, t: Array) -> Iterator[Array]:
-    """Yield the columns after a step of 1e-30j in each of log theta: the imaginary part is the derivative, exact to rounding."""
-    for step in 1e-30j * np.eye(t.shape[1]):
-        yield columns(t + step)
-
-
-def _least_squares(columns: Array, y: Array) -> tuple[Array, Array]:
-    """Return coefficients (p, members) and residuals (members, n), by modified Gram-Schmidt: stable where columns are alike."""
-    p, basis, r = len(columns), [], np.zeros((len(columns),) * 2 + (len(y),))
-    z, residual = np.empty((p, len(y))), y
-    for j in range(p):
-        v, size = columns[j], _dot(columns[j], columns[j])
-        for k in range(j):
-            r[k, j] = _dot(basis[k], v)
-            v = v - r[k, j][:, None] * basis[k]
-        left = _dot(v, v)
-        r[j, j] = np.sqrt(np.where(left > 1e-26 * size, left, np.inf))  # a column in the span of the others gets 0
-        basis.append(v / r[j, j][:, None])
-        z[j] = _dot(basis[j], residual)
-        residual = residual - z[j][:, None] * basis[j]
-    for j in reversed(range(p)):
-        for k in range(j + 1, p):
-            z[j] -= r[j, k] * z[k]
-        z[j] /= r[j, j]
-    return z, residual
-
-
 def _nonnegative(columns: Array, y: Array) -> tuple[Array, Array]:
-    """Return the coefficients of least squares, none below 0, and the residuals: the best of all subsets of columns."""
-    c, residual = _least_squares(columns, y)
-    if len(again := np.flatnonzero((c < 0).any(axis=0))):
-        c[:, again], residual[again], best = 0.0, y[again], _dot(y[again], y[again])
-        for size in range(len(c) - 1, 0, -1):
-            for subset in map(list, itertools.combinations(range(len(c)), size)):
-                tried, left = _least_squares(columns[np.ix_(subset, again)], y[again])
-                better = (value := _dot(left, left)) < np.where((tried >= 0).all(axis=0), best, -1)
-                best = np.where(better, value, best)
-                c[:, again[better]] = 0.0
-                c[np.ix_(subset, again[better])] = tried[:, better]
-                residual[again[better]] = left[better]
+    """Return the coefficients of least squares, none below 0, (linear, members), and the residuals. No column is negative."""
+    u, *others = columns
+    size = np.maximum(_dot(u, u), 1e-300)
+    alone = np.maximum(_dot(u, y) / size, 0)
+    if not others:
+        return alone[None], y - alone[:, None] * u
+    if len(others) > 1:
+        scale = np.maximum(np.linalg.norm(columns, axis=2), 1e-150)
+        scaled = (columns / scale[..., None]).transpose(1, 2, 0)
+        c = np.array([nnls(a, b)[0] for a, b in zip(scaled, y, strict=True)]).T / scale
+        return c, y - np.einsum("pm,pmn->mn", c, columns)
+    (v,) = others  # the first column and y are freed of it, which keeps a slope exact where the two columns are alike
+    length = np.maximum(_dot(v, v), 1e-300)
+    along, share = _dot(u, v) / length, _dot(y, v) / length
+    rest, left = u - along[:, None] * v, y - share[:, None] * v
+    square = _dot(rest, rest)
+    a = np.maximum(np.where(square > 1e-26 * size, _dot(rest, left) / np.maximum(square, 1e-300), 0), 0)
+    c, residual = np.stack([a, share - a * along]), left - a[:, None] * rest
+    if (below := c[1] < 0).any():
+        c[:, below] = alone[below], np.zeros(below.sum())
+        residual[below] = y[below] - alone[below, None] * u[below]
     return c, residual
 
 
-def _polish(problem: Callable, t: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """Return (t, value, slack): minima near t by damped projected Newton, and half the fall that one more step promises."""
-    t, low, high = t.copy(), np.broadcast_to(low, t.shape), np.broadcast_to(high, t.shape)
-    members, q = np.arange(len(t)), t.shape[1]
-    value, slope = problem(t, members, True)
-    floor = 1e-30 * np.maximum(1.0, value)
-    damping, slack = np.full(len(t), 1e-9), np.zeros(len(t))
-    active = members if q else members[:0]
-    for _ in range(200):
-        if not len(active):
-            break
-        here, g, box = t[active], slope[active], (low[active], high[active])
-        hessian = _hessian(problem, here, g, active, box[1])
-        at_bound = ((here <= box[0]) & (g >= 0)) | ((here >= box[1]) & (g <= 0))
-        g, free = np.where(at_bound, 0.0, g), ~at_bound
-        hessian = (hessian + hessian.swapaxes(1, 2)) / 2 * (free[:, :, None] & free[:, None, :])
-        hessian += at_bound[:, :, None] * np.eye(q)
-        curvature, axes = np.linalg.eigh(hessian)
-        scale = np.abs(curvature).max(axis=1, keepdims=True) + 1e-300
-        bent, along = np.maximum(np.abs(curvature), 1e-12 * scale), np.einsum("mji,mj->mi", axes, g)
-        damped = bent + damping[active][:, None] * scale
-        full, trial = (np.clip(here + _within_1(np.einsum("mij,mj->mi", axes, -along / by)), *box) for by in (bent, damped))
-        slack[active] = np.abs(_dot(g, full - here)) / 2
-        new, new_slope = problem(trial, active, True)
-        better = new < value[active]
-        won = active[better]
-        t[won], value[won], slope[won] = trial[better], new[better], new_slope[better]
-        damping[active] = np.where(better, damping[active] / 30, np.maximum(damping[active], 1e-9) * 30)
-        done = (slack[active] <= 1e-14 * value[active] + floor[active]) | (damping[active] > 1e12)
-        active = active[~done]
-    return t, value, slack
+def _least_squares(problem: Projection) -> tuple[Array, Array, float, float]:
+    """Return (c, t, value) of the first fit, and the least value of those tried to certify it."""
+    t = problem.minima()
+    tried = [np.clip(t + step, problem.low, problem.high) for step in 1e-4 * np.vstack([np.eye(problem.q), -np.eye(problem.q)])]
+    if problem.q in (1, 2):
+        tried.append(_lattice([(axis[1:] + axis[:-1]) / 2 for axis in problem.axes]))
+    tried = np.concatenate([t, *tried])
+    values = problem(tried, np.zeros(len(tried), int))
+    return problem.solve(t)[0][:, 0], t[0], float(values[0]), float(values.min())
 
 
-def _hessian(problem: Callable, t: Array, slope: Array, members: Array, high: Array) -> Array:
-    """Return the second derivatives (members, q, q) by differences of slopes, taken inwards at an upper bound."""
-    rows = []
-    for k in range(t.shape[1]):
-        step = np.where(t[:, k] + 1e-6 > high[:, k], -1e-6, 1e-6)
-        moved = t.copy()
-        moved[:, k] += step
-        rows.append((problem(moved, members, True)[1] - slope) / step[:, None])
-    return np.stack(rows, axis=1)
+def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
+    """Return (c, t, value) of Huber's loss of log L, over all parameters at once, and the least value tried to certify it.
 
-
-def _within_1(step: Array) -> Array:
-    return step / np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
-
-
-class _LogHuber:
-    """Huber's loss of log L as a function of all parameters s (members, parameters), with its gradient.
-
-    s: the linear parameters, each in nats at the row of `largest`, where its column is largest (the valley is straight then),
-    and log theta.
+    On a coarse grid of theta the linear parameters come from least squares, weighted again and again by what Huber's loss
+    makes of the residuals. Its valleys are where scipy's robust `least_squares` begins, and Nelder-Mead ends, for the kinks.
     """
+    p, y, w = len(problem.free), problem.y[0], problem.root[0] ** 2
 
-    def __init__(self, form: type[Form], x: Array, y: Array, w: Array, t: Array) -> None:
-        self.columns, self.y, self.w, self.p = columns_of(form, x), y, w, len(form.linear)
-        self.largest = np.abs(self.columns(t[None])[:, 0]).argmax(axis=1)
+    def normalized(t: Array) -> tuple[Array, Array]:
+        """Return the columns divided by their greatest values, so that linear parameters are in nats; and these values."""
+        terms = problem.columns(t)
+        top = terms.max(axis=2, keepdims=True)
+        top = np.where(top == 0, 1, top)
+        return terms / top, top[..., 0]
 
-    def tops(self, terms: Array) -> Array:
-        """Return each column's value at its row of `largest`, (linear, members, 1)."""
-        top = terms[np.arange(self.p), :, self.largest][..., None]
-        return np.where(top == 0, 1, top)
+    def residuals(s: Array) -> Array:
+        return np.log(np.maximum(s[:p] @ normalized(s[None, p:])[0][:, 0], 1e-300) / y)
 
-    def nats(self, t: Array) -> Array:
-        """Return what one unit of each linear parameter is in nats at log theta (members, q), (members, linear)."""
-        return self.tops(self.columns(t))[..., 0].T
+    def huber(z: Array) -> Array:  # of squared residuals in units of DELTA, with two derivatives
+        inside = z <= 1
+        z = np.maximum(z, 1e-150)
+        return w * np.where(inside, [z, np.ones_like(z), np.zeros_like(z)], [2 * np.sqrt(z) - 1, z**-0.5, -0.5 * z**-1.5])
 
-    def __call__(self, s: Array, members: Array | None = None, gradient: bool = True) -> tuple[Array, Array]:
-        c, t = s[:, : self.p].T, s[:, self.p :]
-        terms = self.columns(t)
-        terms /= self.tops(terms)
-        law = np.maximum(np.einsum("pm,pmn->mn", c, terms), 1e-300)
-        r = np.log(law) - np.log(self.y)
-        size = np.abs(r)
-        value = np.sum(self.w * np.where(size <= DELTA, r * r / 2, DELTA * (size - DELTA / 2)), axis=1)
-        outer = self.w * np.clip(r, -DELTA, DELTA) / law
-        slopes = [_dot(outer, term) for term in terms]
-        for moved in _stepped(self.columns, t):
-            slopes.append(_dot(outer, np.einsum("pm,pmn->mn", c, (moved / self.tops(moved)).imag * 1e30)))
-        return value, np.stack(slopes, axis=1)
+    def value(s: Array) -> float:
+        return DELTA**2 / 2 * float(huber((residuals(np.clip(s, low, high)) / DELTA) ** 2)[0].sum())
 
-
-def _huber(form: type[Form], x: Array, y: Array, w: Array, least_squares: Array) -> tuple[Array, Array, float, float]:
-    """Return (c, t, value, slack) of Huber's loss of log L, over all parameters at once: it is not linear in any.
-
-    Its optimum passes (nearly) through as many points as it has parameters off their bounds. So the polish starts from laws
-    through that many points, at theta of a coarse grid or free: of all, or of 2,000 drawn with a fixed seed, the best 64.
-    """
-    p, n, draw, (low, high) = len(form.linear), len(y), np.random.default_rng(0), _bounds(form)
-    starts = [least_squares[None]]
-    for size, grid in ((_parameters(form), None), (p, _lattice(list(np.linspace(low, high, 9).T)))):
-        subsets = list(itertools.islice(itertools.combinations(range(n), size), 10_000))
-        chosen = np.zeros((len(subsets), n))
-        np.put_along_axis(chosen, np.array(subsets), 1.0, axis=1)
-        pairs = draw.permutation(len(chosen) * (1 if grid is None else len(grid)))[: 200 if grid is None else 2000]
-        pinned = {} if grid is None else dict(zip(form.bounds, np.exp(grid[pairs // len(chosen)]).T, strict=True))
-        weights = w * chosen[pairs % len(chosen)]
-        through = refit(form, x, np.broadcast_to(y, weights.shape), weights=weights, pinned=pinned)
-        starts.append(np.column_stack([*(through.parameters[name] for name in form.linear), through.theta]))
-    starts = np.concatenate(starts)
-    problem = _LogHuber(form, x, y, w, least_squares[p:])
-    starts[:, :p] *= problem.nats(starts[:, p:])
-    low, high = np.concatenate([np.zeros(p), low]), np.concatenate([np.full(p, np.inf), high])
-    s, value, slack = _polish(problem, np.clip(starts[np.argsort(problem(starts)[0])[:64]], low, high), low, high)
-    best = int(np.argmin(value))
-    c, t = s[best, :p], s[best, p:]
-    return c / problem.nats(t[None])[0], t, float(value[best]), float(slack[best])
+    low, high = np.append(np.zeros(p), problem.low), np.append(np.full(p, np.inf), problem.high)
+    grid = _lattice(problem.axes)
+    terms, _ = normalized(grid)
+    root = np.broadcast_to(np.sqrt(w) / y, (len(grid), len(y)))
+    for _ in range(20):
+        c, left = _nonnegative(terms * root, y * root)
+        law = np.maximum(y - left / root, 1e-3 * y)
+        root = np.sqrt(w / np.maximum(np.abs(np.log(law / y)), DELTA)) / law
+    laws = np.column_stack([c.T, grid])
+    starts = laws[_valleys(np.array([value(s) for s in laws]), problem.q)]
+    options = {"bounds": (low, high), "loss": huber, "f_scale": DELTA, "jac": "3-point", "x_scale": 1.0}
+    found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in starts]
+    polished = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
+    best = min(polished, key=lambda result: result.fun)
+    # Exactly at a bound, where it is at one.
+    s = np.clip(np.where(best.x < np.append(np.full(p, 1e-12), problem.low), low, best.x), low, high)
+    beside = [value(s + step) for step in 1e-4 * np.vstack([np.eye(len(s)), -np.eye(len(s))])]
+    return s[:p] / normalized(s[None, p:])[1][:, 0], s[p:], value(s), min(beside)
 
 
-def _parameters(form: type[Form]) -> int:
-    return len(form.linear) + len(form.bounds)
-
-
-def _bounds(form: type[Form]) -> tuple[Array, Array]:
-    low, high = np.log(np.array(list(form.bounds.values())).reshape(-1, 2)).T
-    return low, high
-
-
-def _named(form: type[Form], c: Array, t: Array) -> dict[str, Any]:
-    values = [v if np.ndim(v) else float(v) for v in (*c, *np.exp(t))]
-    return dict(zip((*form.linear, *form.bounds), values, strict=True))
-
-
-def _condition(columns: Callable, root: Array, c: Array, t: Array) -> float:
-    """Return the condition number of the law's derivatives by its parameters, each scaled to length 1."""
-    derivatives = [*columns(t[None])[:, 0], *(c @ moved.imag[:, 0] * 1e30 for moved in _stepped(columns, t[None]))]
-    jacobian = np.array(derivatives) * root
-    size = np.linalg.norm(jacobian, axis=1, keepdims=True)
-    return float(np.linalg.cond((jacobian / np.where(size > 0, size, 1)).T)) if size.all() else float("inf")
-
-
-def _warnings(law: Form, t: Array, low: Array, high: Array, points: int, condition: float, certified: bool) -> tuple[str, ...]:
+def _warnings(law: Form, condition: float, certified: bool, points: int) -> tuple[str, ...]:
     falls = any(getattr(law, name) > 0 for name in law.linear if name in "ab")
-    near = 1e-5  # relative, as in db/views/1_power_law.sql
-    flags = {"points_do_not_fall": not falls}
-    for name, at, least, most in zip(law.bounds, t, low, high, strict=True):
-        flags[f"{name}_at_lower_bound"] = falls and at <= least + near
-        flags[f"{name}_at_upper_bound"] = falls and at >= most - near
+    flags, near = {"points_do_not_fall": not falls}, 1e-5  # as in db/views/1_power_law.sql
+    for name, (low, high) in law.bounds.items():
+        flags[f"{name}_at_lower_bound"] = falls and getattr(law, name) <= low * (1 + near)
+        flags[f"{name}_at_upper_bound"] = falls and getattr(law, name) >= high * (1 - near)
     flags |= {
         "e_at_zero": "e" in law.linear and law.e <= 0,
-        NO_FREEDOM: points == _parameters(type(law)),
+        NO_FREEDOM: points == len(law.linear) + len(law.bounds),
         "undetermined": falls and condition > 1e10 and not any(flags.values()),
         "not_certified": not certified,
     }
@@ -431,25 +335,27 @@ def _warnings(law: Form, t: Array, low: Array, high: Array, points: int, conditi
 def _checked(form: type[Form], x: ArrayLike, y: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array]:
     x, y = _numbers("x", x), _numbers("y", y)
     w = np.ones(y.shape) if weights is None else _numbers("weights", weights)
-    several, least = len(form.variables) > 1, _parameters(form)
+    several, least = len(form.variables) > 1, len(form.linear) + len(form.bounds)
     if y.ndim != 1 or x.shape != ((len(form.variables), len(y)) if several else y.shape) or w.shape != y.shape:
         what = f"one row for each of {', '.join(form.variables)} in x" if several else "one list each"
         raise InputError(f"x has shape {x.shape} and y {y.shape}: a law needs {what}, of equal length, weights too")
     rows = np.atleast_2d(x).T
-    equal = (rows[:, None] == rows[None]).all(axis=2)  # (row, other row)
     rules = [
         (~(np.isfinite(rows).all(axis=1) & np.isfinite(y)), "x and y must be finite; leave these rows out"),
-        ((rows <= 0).any(axis=1), "x must be above 0; leave these rows out"),
-        (((rows < 1e-50) | (rows > 1e50)).any(axis=1), "x must lie between 1e-50 and 1e50; choose another unit"),
+        (((rows < 1e-50) | (rows > 1e50)).any(axis=1), "x must be above 0 and between 1e-50 and 1e50; leave these rows out"),
         ((y < 0) | (y > 1e90), "y is a loss and cannot be negative, nor above 1e90; leave these rows out"),
         (~(np.isfinite(w) & (w > 0)), "weights must be finite and above 0; leave these rows out"),
-        (equal.sum(axis=1) > 1, "x must differ; average rows of equal x"),
     ]
     for broken, rule in rules:
         if broken.any():
             names = [f"row {i}: ({', '.join(f'{v:g}' for v in (*rows[i], y[i]))})" for i in np.flatnonzero(broken)]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise InputError(f"{', '.join(names[:5])}{more}: {rule}")
+    values, counts = np.unique(rows, axis=0, return_counts=True)
+    if (counts > 1).any():
+        often = int(counts.argmax())
+        which = " and ".join(f"{name} = {value:g}" for name, value in zip(form.variables, values[often], strict=True))
+        raise InputError(f"{counts[often]} rows have {which}: x must differ; average rows of equal x")
     if len(y) < least:
         count = {2: "two", 3: "three"}.get(least, least)
         points = f"{len(y)} point{'s' * (len(y) != 1)}"
@@ -458,14 +364,8 @@ def _checked(form: type[Form], x: ArrayLike, y: ArrayLike, weights: ArrayLike | 
 
 
 def _numbers(name: str, values: ArrayLike) -> Array:
-    """Return an array of floats; a masked value is a NaN, and text is no number even where it could be read as one."""
-    if isinstance(values, np.ma.MaskedArray):
-        return values.astype(np.float64).filled(np.nan)
+    """Return an array of floats; a masked value is a NaN."""
     try:
-        items = np.asarray(values, dtype=object)
-        wrong = [(at[-1], v) for at, v in np.ndenumerate(np.atleast_1d(items)) if isinstance(v, str | bytes | complex)]
-        if not wrong:
-            return items.astype(np.float64)
+        return np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be numbers, one a row: {error}") from None
-    raise InputError(", ".join(f"{name}, row {i}: {v!r} is no number" for i, v in wrong) + "; leave these rows out")

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.optimize import brentq
 
 from dataeff.errors import InputError
-from dataeff.laws.fit import Array, Fit, columns_of, fit, refit, search
+from dataeff.laws.fit import Array, Fit, Projection, fit, refit
 from dataeff.laws.forms import Form
-
-ZOOM = 33  # values a profile is taken at in each round of closing in on an end
-STIFF = 1e5  # weight of the row that holds the limit at a value, beside rows of weight 1
 
 
 @dataclass(frozen=True)
@@ -58,38 +56,29 @@ def interval(fitted: Fit, *, level: float = 0.9, sd: float | None = None, freedo
         reason = f"profile: the residuals have {degrees} of freedom, and F of 1 and {spare} widens the interval for it"
         sd, freedom = math.sqrt(fitted.objective / spare), spare
     ceiling = fitted.objective * (1 + 1e-9) + sd**2 * stats.f.ppf(level, 1, min(freedom, 1e12))
-    highest = 4 * max(best, fitted.y.max())
-    return Interval(_end(fitted, best, 0.0, ceiling), _end(fitted, best, highest, ceiling), reason)
+    highest = 4 * max(best, float(fitted.y.max()))
+    return Interval(_end(fitted, 0.0, ceiling), _end(fitted, highest, ceiling), reason)
 
 
-def _end(fitted: Fit, inside: float, far: float, ceiling: float) -> float:
-    """Return the limit farthest from `inside` towards `far` whose profile is within the ceiling."""
-    share = np.append(0, np.geomspace(1e-9, 1, ZOOM - 1))
-    for _ in range(5):  # first over nine orders of magnitude, then within a step of the round before
-        tried = inside + (far - inside) * share
-        within = profile(type(fitted.law), fitted.x, fitted.y, tried, fitted.weights) <= ceiling
-        last = int(np.flatnonzero(within)[-1]) if within.any() else 0
-        if last == ZOOM - 1:
-            break
-        inside, far, share = tried[last], tried[last + 1], np.linspace(0, 1, ZOOM)
-    return float(tried[last])
+def _end(fitted: Fit, far: float, ceiling: float) -> float:
+    """Return the limit between the fit's and `far` where the profile crosses the ceiling, or `far` where it never does."""
+
+    def excess(limit: float) -> float:
+        return float(profile(type(fitted.law), fitted.x, fitted.y, [limit], fitted.weights)[0]) - ceiling
+
+    best = fitted.law.limit
+    return far if best == far or excess(far) <= 0 else float(brentq(excess, best, far, xtol=1e-13, rtol=1e-10))
 
 
-def profile(form: type[Form], x: ArrayLike, ys: ArrayLike, limits: ArrayLike, weights: Array | None = None) -> Array:
+def profile(form: type[Form], x: ArrayLike, ys: ArrayLike, limits: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Return the least sum of squares of a law of `form` with each of the limits, (limits,).
 
-    ys: losses, (points,) or (limits, points). A limit is held by one more row, of great weight, whose only column is e.
+    ys: losses, (points,) or (limits, points). With its limit held a law is one without a limit, of what lies above that.
     """
-    x, limits = np.asarray(x, dtype=np.float64), np.asarray(limits, dtype=np.float64)
-    ys = np.broadcast_to(ys, (len(limits), np.shape(ys)[-1]))
-    root = np.broadcast_to(np.sqrt(np.ones(ys.shape[1]) if weights is None else weights), ys.shape)
-    inner, is_e = columns_of(form, x), np.array([[[name == "e"]] for name in form.linear], dtype=np.float64)
-
-    def columns(t: Array) -> Array:
-        return np.concatenate([inner(t), np.repeat(is_e, len(t), axis=1)], axis=2)
-
-    stiff = np.full((len(limits), 1), STIFF)
-    return search(form, columns, np.hstack([ys, limits[:, None]]), np.hstack([root, stiff * root.max()])).objective
+    above = np.asarray(ys, dtype=np.float64) - np.asarray(limits, dtype=np.float64)[:, None]
+    root = np.broadcast_to(np.sqrt(1.0 if weights is None else weights), above.shape)
+    problem = Projection(form, np.asarray(x, dtype=np.float64), above, root, [name for name in form.linear if name != "e"])
+    return problem(problem.minima())
 
 
 @dataclass(frozen=True)

@@ -1,149 +1,226 @@
 """Charts as pure functions from records to Altair: no query, no file, no page.
 
-    law_figure   points with intervals, the laws through them and their limits; one panel or several
-    heat_map     values over two axes of a grid
+    law_figure     points with intervals, the laws through them and their limits; one panel or several
+    limits_chart   loss against size, a panel each budget        ratio_figure   data efficiency against data
+    heat_map       values over two axes of a grid
 
-The same charts serve the command line, the report, the dashboard and notebooks; `theme.themed` gives them their colours.
+Solid is what lies within the data, dashed what lies beyond. Limits stand apart, right of a line, with their intervals. What an
+axis cannot hold is a triangle at its edge whose tooltip has the number. The `description` of a law figure is its caption.
+`theme.themed` gives charts their colours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from dataeff.errors import InputError
-from dataeff.reports.theme import ALARM, FAINT, GREY, LIGHT, LINES, PAPER, palette, themed
+from dataeff.reports.theme import ALARM, FAINT, GREY, LIGHT, LINES, PAPER, Figure, palette, themed
 
 Records = list[dict[str, Any]]
 LOSS = "validation loss (nats/token)"
-WHOLE = {"point", "limit"}  # layers whose y is always shown; of the others what lies near
-PARTLY = {"reference", "law", "beyond", "curve", "predicted"}
+EDGE, SOFT, HOLE = (ink.to_dict() for ink in (LINES, FAINT, PAPER))
+NOTES = {  # what a caption says of the layers that are drawn
+    "point": "dots: measured, hollow where the optimum is not certified",
+    "ratio": "dots: ratios, hollow where the baseline's law is extrapolated",
+    "bar": "bars: 90% intervals",
+    "curve": "thin lines: ensembles of 1, 2, ... members",
+    "law": "solid: laws within the data",
+    "beyond": "dashed: beyond the data",
+    "predicted": "diamond: the largest point as predicted without it",
+    "limit": "right of the line: limits",
+    "mark": "right edge: data efficiency by the baseline's law",
+    "off": "triangles: beyond the axis, hollow where the tooltip has the number, filled where there is no end",
+}
+TOOLTIPS = {  # columns that a tooltip shows where the rows have them, and their formats
+    **dict.fromkeys(("recipe", "point", "size", "averaging", "state", "run_id")),
+    **{"seed_tokens": ",", "members": "d", "parameters_total": ",", "subsets": "d", "lr": ".3~g", "weight_decay": ".3~g"},
+    **{"epochs": "~g", "val_loss": ".4f", "ratio": ".3f", "low": ".4f", "high": ".4f", "law": ".4f"},
+}
 
 
-def recipe_colour(recipes: Sequence[str], rows: Records) -> alt.Color:
-    """Return the colour of a recipe among the study's; the legend names those of the rows."""
-    colours, drawn = palette(recipes), {row.get("recipe") for row in rows}
-    kept = [(name, colour) for name, colour in zip(colours.domain, colours.range, strict=True) if name in drawn]
-    scale = alt.Scale(domain=[name for name, _ in kept], range=[colour for _, colour in kept])
-    legend = alt.Legend(symbolOpacity=1, symbolType="circle", columns=4) if kept else None
-    return alt.Color("recipe:N", scale=scale, title=None, legend=legend)
+@dataclass(frozen=True)
+class Axis:
+    """A logarithmic x axis: its column and title, where labels stand (at round numbers by default), and their format."""
 
-
-def log_axis(column: str, title: str | None, ticks: Sequence[float] | None = None, form: str = "~s", **scale: Any) -> alt.X:
-    """Return a logarithmic x axis with labels at `ticks`, or at round numbers."""
-    marks = {"tickCount": 4} if ticks is None else {"values": list(ticks)}
-    scale = alt.Scale(type="log", nice=False, **({"padding": 12} | scale))
-    return alt.X(f"{column}:Q", title=title, scale=scale).axis(format=form, grid=False, **marks)
-
-
-def tooltips(form: str, *names: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{name}:Q", format=form) for name in names]
+    column: str
+    title: str
+    ticks: Sequence[float] = ()
+    form: str = ","
 
 
 def law_figure(
     rows: Records,
-    x: alt.X,
-    y: str,
-    colour: alt.Color,
-    tooltip: Sequence[Any] = (),
+    x: Axis,
+    recipes: Sequence[str],
+    y: str = "val_loss",
     y_title: str = LOSS,
     log_y: bool = False,
     panels: str | None = None,
-    size: tuple[int, int] = (440, 300),
-) -> alt.LayerChart | alt.FacetChart:
-    """Return rows drawn by their `layer`, from the back to the front; `panels` is a column, at most four panels a row.
+) -> Figure:
+    """Return rows drawn by their `layer`; `panels` is a column, two panels a row, each with its own y axis.
 
+        reference     a thin line at y
         mark          the text `mark` at the right edge, at y
-        span, band    from `low` to `high`, across the panel or along x
-        reference     a thin grey line
-        limit         a dotted line at y, across the panel
-        law           a dashed line; `beyond` paler, where it extrapolates; `rival` dotted; a line for each `line`
+        law           a solid line, `beyond` dashed, `rival` grey with a dash for each `form`; a line for each `line`
         curve         a thin line with dots; a line for each `line`
-        point         a dot with its interval from `low` to `high`, hollow where `hollow`; a missing end is an arrow
-        predicted     a diamond
+        point         a dot with its interval from `low` to `high`, hollow where `hollow`; `predicted`: a diamond
+        limit         a dot with its interval, right of all x
 
-    The y axis holds all points and limits, and of the other layers what lies not far from these; the rest is cut off.
+    Every row but marks and references has a `recipe`, one of `recipes`, which gives its colour; a click on the legend isolates
+    it, and one on a dot opens its `href`. An interval of which one end is missing has no end there. The y axis holds points and
+    limits but for outliers.
     """
-    domain = _domain(rows, y, log_y)
-    scale = alt.Scale(type="log" if log_y else "linear", domain=domain, nice=False)
-    up = alt.Y(f"{y}:Q", title=y_title, scale=scale).axis(tickCount=6, format="~g")
-    bare = alt.Chart().encode(up)
-    wide, grey = bare.encode(colour), bare.encode(x)
-    base = grey.encode(colour)
-    line = base.encode(detail="line:N")
-    dash = {"clip": True, "strokeWidth": 1.5, "strokeDash": [6, 4]}
-    layers = {
-        "mark": _right_marks(bare, domain, size[0]),
-        "span": [_from_low_to_high(wide, up, domain).mark_rect(opacity=0.1, clip=True)],
-        "band": [_from_low_to_high(base, up, domain).mark_area(opacity=0.15, clip=True)],
-        "reference": [grey.mark_line(strokeWidth=1, color=GREY, clip=True)],
-        "limit": [wide.mark_rule(strokeDash=[2, 3], strokeWidth=1.5)],
-        "beyond": [line.mark_line(**dash, opacity=0.45)],
-        "rival": [line.mark_line(**dash | {"strokeDash": [2, 2]})],
-        "law": [line.mark_line(**dash)],
-        "curve": [line.mark_line(clip=True, strokeWidth=1, opacity=0.6, point={"size": 12})],
-        "point": [
-            *_points(base.encode(tooltip=list(tooltip)), up, domain, size[1]),
-            grey.transform_filter("datum.hollow").mark_point(size=14, color=PAPER, filled=True, opacity=1, clip=True),
-        ],
-        "predicted": [base.mark_point(shape="diamond", size=80, filled=True, opacity=1, clip=True)],
-    }
-    drawn = {"point", *(row["layer"] for row in rows)}
-    parts = [
-        part.transform_filter(alt.datum.layer == name) for name, charts in layers.items() if name in drawn for part in charts
-    ]
-    figure = alt.layer(*parts, data=alt.Data(values=rows)).properties(width=size[0], height=size[1])
-    order = list(dict.fromkeys(row[panels] for row in rows if row["layer"] == "point")) if panels else []
-    if not order:
-        return figure
-    return figure.facet(alt.Facet(f"{panels}:N", sort=order, title=None), columns=4)
+    rows = [row for row in rows if row.get(y) is not None]
+    has = {(row.get("recipe"), row["layer"]) for row in rows}
+    drawn = [name for name in recipes if name in {recipe for recipe, _ in has}]
+    across, places = _across(rows, x, [name for name in drawn if (name, "limit") in has])
+    colours, pick, isolated = dict(zip(recipes, palette(recipes).range, strict=True)), [], len(drawn) > 1
+    colour = {"field": "recipe", "type": "nominal", "scale": {"domain": drawn, "range": [colours[name] for name in drawn]}}
+    colour |= {"title": None, "legend": {"symbolType": "circle"} if isolated else None}
+    if isolated:
+        pick = [{"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}]
+    charts, seen = [], {"bar"} if any(row.get("low") is not None for row in rows) else set()
+    for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
+        own = [row for row in rows if not panels or row[panels] == name]
+        domain = _domain(own, y, log_y)
+        scale = {"type": "log" if log_y else "linear", "domain": domain, "nice": False}
+        up = {"type": "quantitative", "title": y_title, "scale": scale}
+        up |= {"axis": {"format": "~g", **({"values": round_numbers(*domain)} if log_y else {"tickCount": 6})}}
+        prepared = _prepared(own, x.column, y, places, domain, log_y)
+        layers = _layers(prepared, across, y, up, colour, isolated)
+        if not charts:  # the legend listens for the first view that has its colours
+            next(layer for layer in layers if "color" in layer["encoding"])["name"] = "first"
+        charts.append({"title": name, "width": 400, "height": 270, "data": {"values": prepared}, "layer": layers})
+        seen |= {row["layer"] for row in prepared}
+    seen = seen - {"point"} | {"ratio"} if y == "ratio" else seen
+    note = "; ".join(text for layer, text in NOTES.items() if layer in seen) + "."
+    layout = {"columns": 2, "spacing": {"row": 18, "column": 24}, "params": pick, "description": note[0].upper() + note[1:]}
+    return Figure({"$schema": alt.SCHEMA_URL, "concat": charts, **layout})
+
+
+def _across(rows: Records, x: Axis, limited: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the x channel, and where the limit of each recipe stands: side by side, right of the line (of no name)."""
+    xs = [row[x.column] for row in rows if row["layer"] != "limit" and row.get(x.column) is not None] or [1.0]
+    low, high = min(xs), max(xs)
+    step = (high / low if high > low else 2.0) ** 0.026
+    edge = high * step**1.5
+    places = {name: edge * step**i for i, name in enumerate(["", *limited])} if limited else {}
+    labels = f"datum.value > {high * 1.0001} ? '\u221e' : format(datum.value, '{x.form}')"
+    ticks = [*(x.ticks or round_numbers(low, high)), *([edge * step ** ((len(limited) + 1) / 2)] if limited else [])]
+    scale = {"type": "log", "domain": [low / step**1.5, edge * step ** (len(places) + 0.5)], "nice": False}
+    axis = {"values": ticks, "labelExpr": labels, "grid": False}
+    return {"field": x.column, "type": "quantitative", "title": x.title, "scale": scale, "axis": axis}, places
 
 
 def _domain(rows: Records, y: str, log: bool) -> list[float]:
-    """Return the ends of the y axis: points and limits, and so much of lines and intervals as goes on a share of their span."""
+    """Return the ends of the y axis: it holds points and limits within Tukey's fences, and some of what goes beyond them."""
 
-    def values(layers: Collection[str], *columns: str) -> list[float]:
-        numbers = [row[name] for row in rows if row["layer"] in layers for name in columns if row.get(name) is not None]
-        return [math.log(number) if log else number for number in numbers if number > 0 or not log]
+    def values(layers: Sequence[str], *columns: str) -> list[float]:
+        found = [row[name] for row in rows if row["layer"] in layers for name in columns if row.get(name) is not None]
+        return [math.log(value) if log else value for value in found if value > 0 or not log]
 
-    if not (whole := values(WHOLE, y)):
-        return [1.0, 10.0]
-    low, high = min(whole), max(whole)
+    whole = values(("point", "limit", "predicted"), y) or [1.0]
+    first, third = np.quantile(whole, [0.25, 0.75])
+    reach = 3 * (third - first) if len(whole) > 6 and third > first else math.inf
+    low, high = max(min(whole), first - reach), min(max(whole), third + reach)
     span, ends = (high - low) or 0.1 * (abs(high) or 1), [low, high]
-    for share, numbers in ((0.15, values(PARTLY, y)), (0.5, values({"point", "band", "span"}, "low", "high"))):
-        ends += [min(max(number, low - share * span), high + share * span) for number in numbers]
-    bottom, top = min(ends) - span / 40, max(ends) + span / 40
+    for share, others in ((0.15, values(("curve", "law", "reference"), y)), (0.5, values(("point", "limit"), "low", "high"))):
+        ends += [float(np.clip(value, low - share * span, high + share * span)) for value in others]
+    bottom, top = min(ends) - span / 20, max(ends) + span / 20
     return [math.exp(bottom), math.exp(top)] if log else [bottom, top]
 
 
-def _right_marks(base: alt.Chart, domain: list[float], width: int) -> list[alt.Chart]:
-    field = base.encoding.y.shorthand.split(":")[0]
-    at_right = base.transform_filter(f"inrange(datum.{field}, {domain})").encode(x=alt.value(width))
-    tick = at_right.mark_tick(width=6, thickness=1, orient="horizontal", color=FAINT)
-    return [tick, at_right.mark_text(align="left", dx=6, fontSize=10, color=FAINT).encode(text="mark:N")]
+def round_numbers(low: float, high: float) -> list[float]:
+    """Return three or more round numbers from low to high, for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        numbers = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(numbers) > 2:
+            return numbers
+    third = (high - low) / 3 or low
+    step = max(step for size in (1, 2, 5) if (step := size * 10.0 ** math.floor(math.log10(third))) <= third)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _from_low_to_high(base: alt.Chart, up: alt.Y, domain: list[float]) -> alt.Chart:
-    """An interval; where one of its ends is missing it goes to the end of the axis."""
-    low, high = (f"isValid(datum.{end}) ? datum.{end} : {edge}" for end, edge in zip(("low", "high"), domain, strict=True))
-    bottom = up.copy()
-    bottom.shorthand = "bottom:Q"
-    either = base.transform_filter("isValid(datum.low) || isValid(datum.high)")
-    return either.transform_calculate(bottom=low, top=high).encode(y=bottom, y2="top:Q")
+def _prepared(rows: Records, x: str, y: str, places: dict[str, float], domain: Sequence[float], log: bool) -> Records:
+    """Return rows as they are drawn: limits with their place, intervals cut at the axis, a row `off` for what is beyond it."""
+    (bottom, top), prepared, last = domain, [{"layer": "edge", x: places[""]}] if places else [], math.inf
+    inner = np.geomspace(bottom, top, 51)[[1, -2]] if log else np.linspace(bottom, top, 51)[[1, -2]]
+    for row in sorted(rows, key=lambda row: row["layer"] == "mark" and -row[y]):
+        row, off = {name: value for name, value in row.items() if value is not None}, []
+        if row["layer"] == "limit":
+            row[x] = places[row["recipe"]]
+        if row["layer"] in ("point", "predicted", "limit", "curve") and not bottom <= row[y] <= top:
+            off.append(row[y])
+        if "low" in row or "high" in row:
+            low, high = row.get("low", -math.inf), row.get("high", math.inf)
+            row |= {"bottom": max(low, bottom), "top": min(high, top)}
+            off += [end for end in (low, high) if not bottom <= end <= top]
+        if row["layer"] == "mark":
+            if not bottom <= row[y] <= min(top, last - (top - bottom) / 20):
+                continue
+            last = row[y]
+        prepared.append(row)
+        for value in off:
+            shape = {"at": float(inner[int(value > top)]), "shape": "triangle-up" if value > top else "triangle-down"}
+            prepared.append({**row, "layer": "off", **shape, "endless": math.isinf(value)})
+    return prepared
 
 
-def _points(base: alt.Chart, up: alt.Y, domain: list[float], height: int) -> list[alt.Chart]:
-    endless = base.transform_filter("isValid(datum.low) != isValid(datum.high)")
-    above, below = (endless.transform_filter(f"!isValid(datum.{end})") for end in ("high", "low"))
+def _layers(
+    rows: Records, x: dict[str, Any], column: str, up: dict[str, Any], colour: dict[str, Any], isolated: bool
+) -> list[dict[str, Any]]:
+    """Return the layers that have rows, from the back to the front."""
+    has, (y, bottom, at) = {name for row in rows for name in row}, ({"field": name, **up} for name in (column, "bottom", "at"))
+
+    def shown(opacity: float) -> dict[str, Any]:
+        return {"value": opacity / 12, "condition": {"param": "pick", "value": opacity}} if isolated else {"value": opacity}
+
+    line = {"x": x, "y": y, "color": colour, "detail": {"field": "line", "type": "nominal"}, "opacity": shown(0.9)}
+    tips = [{"field": name, "type": "quantitative", "format": form} if form else {"field": name, "type": "nominal"}
+            for name, form in TOOLTIPS.items() if name in has]  # fmt: skip
+    dot = {"x": x, "y": y, "color": colour, "opacity": shown(1), "tooltip": tips}
+    dot |= {"href": {"field": "href", "type": "nominal"}} if "href" in has else {}
+    off = dot | {"y": at, "shape": {"field": "shape", "type": "nominal", "scale": None}}
+    bar = {"x": x, "y": bottom, "y2": {"field": "top"}, "color": colour, "opacity": shown(1)}
+    dash = {"field": "form", "type": "nominal", "title": None, "legend": {"symbolStrokeColor": GREY}}
+    right, text = {"x": {"value": "width"}, "y": y}, {"align": "left", "dx": 6, "fontSize": 10, "color": SOFT}
+    big, small, thin = {"type": "point", "size": 45}, {"type": "point", "size": 14, "filled": True}, {"strokeWidth": 1.5}
+    parts = (  # rows of a layer, or of a condition; the mark; its channels
+        ("edge", {"type": "rule", "color": EDGE, **thin}, {"x": x}),
+        ("reference", {"type": "rule", "color": GREY}, {"y": y}),
+        ("mark", {"type": "tick", "width": 6, "thickness": 1, "orient": "horizontal", "color": SOFT}, right),
+        ("mark", {"type": "text", **text}, {**right, "text": {"field": "mark", "type": "nominal"}}),
+        ("rival", {"type": "line", "color": GREY, **thin}, {"x": x, "y": y, "strokeDash": dash}),
+        ("beyond", {"type": "line", "strokeDash": [5, 4], **thin}, line),
+        ("law", {"type": "line", **thin}, line),
+        ("curve", {"type": "line", "strokeWidth": 1}, line | {"opacity": shown(0.5)}),
+        ("curve", small, dot),
+        ("isValid(datum.bottom) && datum.layer != 'off'", {"type": "rule", "strokeWidth": 2}, bar),
+        ("predicted", {**big, "shape": "diamond", "size": 80, "filled": True}, dot),
+        ("limit", {**big, "filled": True}, dot),
+        ("point", {**big, "filled": True}, dot),
+        ("datum.hollow && indexof(['point', 'limit'], datum.layer) >= 0", {**small, "color": HOLE}, {"x": x, "y": y}),
+        ("off", {**big, "fill": HOLE, **thin}, off),
+        ("datum.endless", {**big, "filled": True}, off),
+    )
+    present = {row["layer"] for row in rows}
     return [
-        _from_low_to_high(base, up, domain).mark_rule(strokeWidth=2, clip=True),
-        above.encode(y=alt.value(0)).mark_point(shape="triangle-up", size=70, filled=True, opacity=1),
-        below.encode(y=alt.value(height)).mark_point(shape="triangle-down", size=70, filled=True, opacity=1),
-        base.mark_point(size=45, filled=True, opacity=1, clip=True),
+        {
+            "mark": {"clip": channels.get("x") is x, "opacity": 1, **mark},
+            "transform": [{"filter": f"datum.layer == '{which}'" if which.isalpha() else which}],
+            "encoding": channels,
+        }
+        for which, mark, channels in parts
+        if which in present or not which.isalpha()
     ]
 
 
@@ -160,53 +237,56 @@ def heat_map(
 
     `axes`: the name of x and of y, and all their values. `square`: width and height in pixels.
     """
-    (x_name, xs), (y_name, ys) = axes
+    (across, xs), (up, ys) = axes
     axis = {"format": "~g", "labelAngle": 0, "ticks": False, "grid": False}
-    x = alt.X("x:O", title=x_name.replace("_", " "), scale=alt.Scale(domain=list(xs), padding=0)).axis(**axis)
-    y = alt.Y("y:O", title=y_name.replace("_", " "), scale=alt.Scale(domain=list(ys)[::-1], padding=0)).axis(**axis)
+    x = alt.X("x:O", title=across.replace("_", " "), scale=alt.Scale(domain=list(xs), padding=0)).axis(**axis)
+    y = alt.Y("y:O", title=up.replace("_", " "), scale=alt.Scale(domain=list(ys)[::-1], padding=0)).axis(**axis)
     legend = alt.Legend(gradientLength=220, values=[0, worst / 16, worst / 4, worst], format=".2~g", titleLimit=300)
     scale = alt.Scale(type="sqrt", scheme="viridis", reverse=True, domain=[0, worst])
-    base = alt.Chart().encode(x, y, tooltip=list(tooltip))
-    empty = "!isValid(datum.excess)"
-    ink = alt.when(empty).then(alt.value(ALARM)).when(f"datum.excess < {0.32 * worst}").then(alt.value(LIGHT["ink"]))
-    place = {"fontSize": 10, "dx": 6 - square[0] / 2, "dy": 9 - square[1] / 2, "align": "left"} if corner else {"fontSize": 10}
+    base, outline = alt.Chart().encode(x, y, tooltip=list(tooltip)), {"filled": False, "stroke": LIGHT["ink"], "strokeWidth": 2.5}
+    ink = alt.when("!isValid(datum.excess)").then(alt.value(ALARM))
+    ink = ink.when(f"datum.excess < {0.32 * worst}").then(alt.value(LIGHT["ink"])).otherwise(alt.value("#ffffff"))
+    place = {"dx": 6 - square[0] / 2, "dy": 9 - square[1] / 2, "align": "left"} if corner else {}
+    colour = alt.Color("excess:Q", title="above the best (nats/token)", scale=scale, legend=legend)
     return alt.layer(
         base.mark_rect(filled=False, stroke=LINES),
-        base.transform_filter("isValid(datum.excess)")
-        .mark_rect()
-        .encode(color=alt.Color("excess:Q", title="above the best (nats/token)", scale=scale, legend=legend)),
-        base.transform_filter("datum.is_best").mark_rect(
-            filled=False, stroke=LIGHT["ink"], strokeWidth=2.5, width={"band": 0.84}, height={"band": 0.84}
-        ),
-        base.transform_filter("datum.label").mark_text(**place).encode(text="label:N", color=ink.otherwise(alt.value("#ffffff"))),
+        base.transform_filter("isValid(datum.excess)").mark_rect().encode(color=colour),
+        base.transform_filter("datum.is_best").mark_rect(**outline, width={"band": 0.84}, height={"band": 0.84}),
+        base.transform_filter("datum.label").mark_text(fontSize=10, **place).encode(text="label:N", color=ink),
         data=alt.Data(values=rows),
     ).properties(width=square[0] * len(xs), height=square[1] * len(ys), view=alt.ViewBackground(stroke=GREY, strokeOpacity=0.4))
 
 
-def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> alt.FacetChart:
+def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Figure:
     """Return loss against total parameters (log), a panel each budget D: the paper's first figure.
 
-    `rows` and `recipes`: those of `study_limits`. Losses in nats per token.
+    `rows` and `recipes`: those of `study_limits`. Losses in nats per token. The best over N is a point already, and no limit.
     """
-    x = log_axis("parameters_total", "parameters (total)")
-    tooltip = ["recipe:N", "size:N", "members:Q", "state:N", *tooltips(".4f", "val_loss", "low", "high")]
-    budgets = {row["panel"] for row in rows if row["layer"] == "point"}
-    width = max(150, min(230, 760 // max(1, len(budgets))))
-    note = [
-        "Filled: certified optimum; hollow: on the grid's edge, or open. Bars: 90%, run-to-run noise. Dashed: law over N.",
-        "Thin: ensembles of 1, 2, ... members. Dotted: the recipe's limit. Right: data efficiency, by the baseline's data law.",
-    ]
-    title = alt.TitleParams(title, subtitle=note) if title else alt.TitleParams(note, fontSize=12)
-    figure = law_figure(rows, x, "val_loss", recipe_colour(recipes, rows), tooltip, panels="panel", size=(width, 300))
+    rows = [row for row in rows if row["layer"] != "limit" or row["state"] != "best over N"]
+    figure = law_figure(rows, Axis("parameters_total", "parameters (of all members)", form="~s"), recipes, panels="panel")
     return figure.properties(title=title)
 
 
-def laws_chart(points: Records, laws: Records, x: str, y: str) -> alt.LayerChart:
-    """Return points (group, x, y) with their laws (the same, on a fine grid) dashed, x log; `x` and `y` name the axes."""
-    rows = [{"layer": layer, "line": row["group"], **row} for layer, of in (("law", laws), ("point", points)) for row in of]
-    groups = palette(row["group"] for row in points)
-    colour = alt.Color("group:N", scale=groups, title=None, legend=alt.Legend() if len(groups.domain) > 1 else None)
-    return law_figure(rows, log_axis("x", x), "y", colour, y_title=y)
+def ratio_figure(rows: Records, recipes: Sequence[str], panels: str | None = None) -> Figure:
+    """Return data efficiency (log) against D (log): `ratio` with its interval `low` to `high` of each recipe and seed_tokens.
+
+    Recipes stand side by side at each D. Of the baseline itself the ratio is 1: the line.
+    """
+    budgets, order = sorted({row["seed_tokens"] for row in rows}), list(dict.fromkeys(row["recipe"] for row in rows))
+    order.sort(key=list(recipes).index)
+    step = min(np.divide(budgets[1:], budgets[:-1]), default=2.0) ** (0.8 / max(len(order), 8))
+    beside = {name: step ** (i - (len(order) - 1) / 2) for i, name in enumerate(order)}
+    placed = [{**row, "layer": "point", "beside": row["seed_tokens"] * beside[row["recipe"]]} for row in rows]
+    names = dict.fromkeys(row[panels] for row in rows) if panels else [""]
+    placed += [{"layer": "reference", "ratio": 1, panels: name} for name in names]
+    return law_figure(placed, Axis("beside", "seed tokens D", budgets), recipes, "ratio", "data efficiency (ratio)", True, panels)
+
+
+def laws_chart(points: Records, laws: Records, x: str, y: str) -> Figure:
+    """Return points (group, x, y) with their laws (the same, on a fine grid), x log; `x` and `y` name the axes."""
+    rows = [{"layer": "law", "line": row["group"], "recipe": row["group"], **row} for row in laws]
+    rows += [{"layer": "point", "recipe": row["group"], **row} for row in points]
+    return law_figure(rows, Axis("x", x, form="~s"), list(dict.fromkeys(row["group"] for row in points)), "y", y)
 
 
 def require_chart_suffix(path: Path) -> None:
@@ -215,17 +295,19 @@ def require_chart_suffix(path: Path) -> None:
         raise InputError(f"{path}: a chart cannot be written as '{path.suffix}'; valid: .svg, .png, .html")
 
 
-def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Write a chart for light pages as .svg, .png or .html, by the suffix of `path`. Raises `InputError` for another."""
+def save_chart(figure: Figure, path: Path) -> None:
+    """Write a figure with its caption as .svg, .png or .html, by the suffix of `path`. Raises `InputError` for another."""
     require_chart_suffix(path)
-    path.write_bytes(chart_bytes(themed(chart), path.suffix[1:]))
+    note = textwrap.wrap(figure.spec["description"], 120)
+    figure = figure.properties(title={"text": figure.spec.get("title") or " ", "subtitle": note, "offset": 12})
+    path.write_bytes(chart_bytes(themed(figure), path.suffix[1:]))
 
 
-def chart_bytes(chart: alt.TopLevelMixin, form: str) -> bytes:
+def chart_bytes(chart: Figure | alt.TopLevelMixin, form: str) -> bytes:
     """Return a themed chart as a file of `form` "svg", "png" (two pixels a point) or "html" (which needs no network)."""
     import vl_convert
 
-    text = chart.to_json()
     if form == "png":
-        return vl_convert.vegalite_to_png(text, scale=2)
-    return (vl_convert.vegalite_to_svg(text) if form == "svg" else vl_convert.vegalite_to_html(text, bundle=True)).encode()
+        return vl_convert.vegalite_to_png(chart.to_json(), scale=2)
+    to_text = vl_convert.vegalite_to_svg if form == "svg" else lambda text: vl_convert.vegalite_to_html(text, bundle=True)
+    return to_text(chart.to_json()).encode()

@@ -1,15 +1,16 @@
-"""How charts look: one place for colours, fonts and sizes, so that the page, the report and a notebook agree.
+"""How charts look: one place for colours, fonts and sizes, so that pages, reports and notebooks agree.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/). They are given to
-recipes in the order of the study, so that a recipe keeps its colour from chart to chart. Black is replaced by a grey, which a
-dark page shows too; a violet and a darker yellow follow for studies of more recipes. Charts name INK, FAINT, LINES and PAPER,
-and `themed` says what these are on a light or a dark page.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), black replaced by a
+grey, and two more. They go to recipes in the order of the study, so that a recipe has one colour in every chart, on light and
+dark pages. Charts name INK, FAINT, LINES and PAPER; `themed` says what these are.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import altair as alt
 
@@ -18,6 +19,7 @@ GREY, ALARM, FONT = PALETTE[6], PALETTE[1], "Helvetica, Arial, sans-serif"
 INK, FAINT, LINES, PAPER = (alt.ExprRef(name) for name in ("ink", "faint", "lines", "paper"))
 LIGHT = {"ink": "#1a1a1a", "faint": "#555555", "lines": "#e0e0e0", "paper": "#ffffff"}
 DARK = {"ink": "#eeeeee", "faint": "#b0b0b0", "lines": "#3a3a3a", "paper": "#171614"}
+NARROW = 244  # width of a panel that fits a phone beside its axis (pixels)
 
 
 def palette(names: Iterable[Any]) -> alt.Scale:
@@ -26,19 +28,45 @@ def palette(names: Iterable[Any]) -> alt.Scale:
     return alt.Scale(domain=distinct, range=[PALETTE[i % len(PALETTE)] for i in range(len(distinct))])
 
 
-def themed(chart: alt.TopLevelMixin, dark: bool = False) -> alt.TopLevelMixin:
-    """Return the chart as it looks on a light or a dark page; every colour is set, none left to the page."""
+@dataclass(frozen=True)
+class Figure:
+    """A Vega-Lite specification of panels, which costs no time to build; notebooks show it as they do Altair's charts."""
+
+    spec: dict[str, Any]
+
+    def properties(self, **properties: Any) -> Figure:
+        return Figure({**self.spec, **properties})
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.spec
+
+    def to_json(self) -> str:
+        return json.dumps(self.spec)
+
+    def _repr_mimebundle_(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"application/vnd.vegalite.v6+json": self.spec}
+
+
+Chart = TypeVar("Chart", Figure, alt.TopLevelMixin)
+
+
+def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Chart:
+    """Return the chart as it looks on a light or a dark page, every colour set; `narrow`: panels below each other."""
     inks = DARK if dark else LIGHT
     ink, faint = inks["ink"], inks["faint"]
     labels = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
-    return chart.properties(autosize=alt.AutoSizeParams(type="pad")).configure(
-        background=inks["paper"],
-        font=FONT,
-        params=[{"name": name, "value": colour} for name, colour in inks.items()],
-        axis={**labels, "labelFontSize": 11, "gridColor": inks["lines"], "tickColor": faint, "domain": False},
-        legend={**labels, "orient": "top"},
-        header={**labels, "labelFontSize": 13, "labelAnchor": "start", "title": None},
-        title={"fontSize": 14, "anchor": "start", "fontWeight": "normal", "color": ink, "subtitleFontSize": 12,
-               "subtitleColor": faint},
-        view={"stroke": None},
-    )  # fmt: skip
+    config = {
+        "background": inks["paper"],
+        "font": FONT,
+        "params": [{"name": name, "value": colour} for name, colour in inks.items()],
+        "axis": {**labels, "labelFontSize": 11, "gridColor": inks["lines"], "tickColor": faint, "domain": False},
+        "legend": {**labels, "orient": "top", "columns": 2 if narrow else 4, "symbolOpacity": 1, "labelLimit": 300},
+        "header": {**labels, "labelFontSize": 13, "labelAnchor": "start", "title": None},
+        "title": {"fontSize": 13, "anchor": "start", "frame": "group", "fontWeight": "normal", "color": ink} | {"subtitleColor": faint},
+        "view": {"stroke": None},
+    }
+    chart = chart.properties(autosize={"type": "pad"})
+    if not isinstance(chart, Figure):
+        return chart.configure(**config)
+    panels = [{**panel, "width": NARROW} for panel in chart.spec["concat"]] if narrow else chart.spec["concat"]
+    return chart.properties(config=config, concat=panels, columns=1 if narrow else chart.spec["columns"])

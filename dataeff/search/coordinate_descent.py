@@ -12,7 +12,7 @@ It keeps no state, runs nothing, and takes a loss at its word: it does not model
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
@@ -46,11 +46,10 @@ def next_points(
     results: Mapping[Point, float],
     grid: Grid,
     starts: Sequence[Point] = (),
-    in_flight: Collection[Point] = frozenset(),
     width: int = 2,
     limit: int | None = None,
 ) -> list[Point]:
-    """Return the points of the current stage that are neither in `results` nor in flight; empty when the path is done.
+    """Return the points of the current stage that are not in `results`; empty when the path is done.
 
     `results` holds the loss of every point tried, lower is better, `math.inf` for a diverged run. The path begins at
     `starts` (the middle of the grid unless given), all in one stage. On a plateau of exactly equal losses, and while
@@ -68,7 +67,7 @@ def next_points(
         allowed = list(stage)[: None if limit is None else max(0, limit - len(tried))]
         waiting = [point for point in allowed if point not in results]
         if waiting or len(allowed) < len(stage):
-            return [point for point in waiting if point not in in_flight]
+            return waiting
         tried.update((point, results[point]) for point in stage)
         best = min(stage, key=tried.__getitem__)
         if centre is None or tried[best] < tried[centre]:
@@ -108,46 +107,6 @@ def walk(
             return results, []
         results[best] = outside[best]
         starts = (*starts, best)
-
-
-def needed_points(
-    results: Mapping[Point, float],
-    grid: Grid,
-    starts: Sequence[Point] = (),
-    in_flight: Collection[Point] = frozenset(),
-    width: int = 2,
-) -> list[Point]:
-    """Return the points that `walk` needs next, those in flight left out, when all `results` count, on the path or not.
-
-    Empty, with nothing in flight, only when the certificate of `results` is not open or the whole grid has diverged.
-    """
-    _, needed = walk(results.get, grid, starts, width, others=results.keys)
-    return [point for point in needed if point not in in_flight]
-
-
-def speculative_points(
-    results: Mapping[Point, float],
-    grid: Grid,
-    starts: Sequence[Point],
-    in_flight: Collection[Point],
-    count: int,
-    width: int = 2,
-) -> list[Point]:
-    """Return up to `count` points to keep idle workers busy, the most useful first.
-
-    First `needed_points`, then what the certificate misses, then ring by ring outward from the best point. Never a
-    point in `results` or in flight; fewer than `count` only when the grid has no more.
-    """
-    needed = needed_points(results, grid, starts, in_flight, width)
-    current = certificate(results, grid)
-    centres = starts or (grid.middle,) if current.best is None else (current.best,)
-    chosen: dict[Point, None] = {}
-    for point in chain(needed, current.missing, _outward(centres, grid)):
-        if len(chosen) == count:
-            break
-        if point not in results and point not in in_flight:
-            chosen[point] = None
-    return list(chosen)
 
 
 def certificate(results: Mapping[Point, float], grid: Grid) -> Certificate:
@@ -273,20 +232,7 @@ def _unrun(points: Iterable[Point], results: Mapping[Point, float], grid: Grid) 
     return tuple(dict.fromkeys(n for p in points for n in grid.neighbours(p) if n not in results))
 
 
-def _outward(centres: Iterable[Point], grid: Grid) -> Iterator[Point]:
-    """Yield every point of the grid once, ring by ring around `centres`."""
-    queue = list(dict.fromkeys(centres))
-    seen = set(queue)
-    for point in queue:
-        yield point
-        fresh = [p for p in grid.neighbours(point) if p not in seen]
-        seen.update(fresh)
-        queue.extend(fresh)
-
-
-def _reason(
-    neighbours: int, tied: int, missing: Sequence[Point], edges: Sequence[tuple[str, str]], margin: float | None
-) -> str:
+def _reason(neighbours: int, tied: int, missing: Sequence[Point], edges: Sequence[tuple[str, str]], margin: float | None) -> str:
     if missing and tied > 1:
         return f"{len(missing)} neighbours of {tied} points with exactly this loss were not run"
     if missing:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, NoReturn
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -22,7 +24,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dataeff.errors import InputError, OffGridError
-from dataeff.search.coordinate_descent import Certificate, certificate, needed_points, speculative_points
+from dataeff.search.coordinate_descent import Certificate, certificate, walk
 from dataeff.specs.grid import Grid, Point
 
 
@@ -36,10 +38,9 @@ class CoordinateDescentSampler(BaseSampler):
 
     The objective calls `trial.suggest_categorical(name, values)` for every axis of the grid, or the caller asks with
     `distributions(grid)`. `start` is one point or several, as values (the middle of the grid unless given); `width` is
-    the number of neighbours polled at a time. When more trials are asked for than a stage needs, the rest speculate
-    on the points likely to be needed next: it buys time with runs, about three times as many with eight in flight and runs
-    that end in random order. A caller who asks for `pending` alone never speculates. `optimize` stops by itself when the
-    certificate is no longer open; should a trial then in flight end better still, another `optimize` goes on from it.
+    the number of neighbours polled at a time. Who asks for more trials than `pending` gets the free points nearest to the best.
+    `optimize` stops by itself when the certificate is no longer open; should a trial then in flight end better still, another
+    `optimize` goes on from it.
     Raises `OffGridError` for a start, a result or a parameter that is not on the grid, `InputError` for a study that
     does not minimise one objective or when every point is run or running.
     """
@@ -52,7 +53,7 @@ class CoordinateDescentSampler(BaseSampler):
         self.starts = tuple(grid.point(values) for values in starts)
         self.width = width
         self._space = distributions(grid)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Optuna stores a trial's parameters only after `sample_relative` has returned.
         self._handed_out: dict[tuple[str, int], Point] = {}  # by study and trial number
 
@@ -61,20 +62,20 @@ class CoordinateDescentSampler(BaseSampler):
         return type(self), (self.grid, starts, self.width)  # what is handed out belongs to the threads of one process
 
     def pending(self, study: Study) -> list[dict[str, Any]]:
-        """Return the values of the points the current stage still needs, without speculation; `ask` hands them out in order.
+        """Return the values of the points the current stage still needs; `ask` hands them out in order.
 
         Empty, with nothing in flight, only when `certificate` is not open or the whole grid has diverged.
         """
-        with self._lock:
-            results, in_flight = self._read(study)
-        needed = needed_points(results, self.grid, self.starts, in_flight, self.width)
-        return [self.grid.values(point) for point in needed]
+        results, in_flight = self._read(study)
+        return [self.grid.values(point) for point in self._needed(results) if point not in in_flight]
+
+    def _needed(self, results: Mapping[Point, float]) -> list[Point]:
+        """Return the points that `walk` needs next when all `results` count, on the path or not."""
+        return walk(results.get, self.grid, self.starts, self.width, others=results.keys)[1]
 
     def certificate(self, study: Study) -> Certificate:
         """Return the certificate of the study's results."""
-        with self._lock:
-            results, _ = self._read(study)
-        return certificate(results, self.grid)
+        return certificate(self._read(study)[0], self.grid)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(self._space)
@@ -85,11 +86,14 @@ class CoordinateDescentSampler(BaseSampler):
             raise InputError(f"the study's direction is {wanted}: the loss is minimised; create it with direction='minimize'")
         with self._lock:
             results, in_flight = self._read(study)
-            points = speculative_points(results, self.grid, self.starts, in_flight, 1, self.width)
-            if not points:
+            best = certificate(results, self.grid).best
+            centres = (self.starts or (self.grid.middle,)) if best is None else (best,)
+            points = [*self._needed(results), *sorted(product(*map(range, self.grid.shape)), key=partial(_distance, centres))]
+            point = next((point for point in points if point not in results and point not in in_flight), None)
+            if point is None:
                 self._refuse(study)
-            self._handed_out[study.study_name, trial.number] = points[0]
-        return self.grid.values(points[0])
+            self._handed_out[study.study_name, trial.number] = point
+        return self.grid.values(point)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -100,12 +104,10 @@ class CoordinateDescentSampler(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop `optimize` once nothing is needed. Runs before the trial's state is stored, so its result is added here."""
-        with self._lock:
-            results, _ = self._read(study)
-        point = self._point(trial)
+        results, point = self._read(study)[0], self._point(trial)
         if point is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             results.setdefault(point, values[0] if state == TrialState.COMPLETE and values else math.inf)
-        if not needed_points(results, self.grid, self.starts, width=self.width):
+        if not self._needed(results):
             _stop(study)
 
     def _refuse(self, study: Study) -> NoReturn:
@@ -118,23 +120,28 @@ class CoordinateDescentSampler(BaseSampler):
         """Return the results and the points in flight. Of several results of one point the first counts."""
         results: dict[Point, float] = {}
         in_flight: set[Point] = set()
-        for trial in study.get_trials(deepcopy=False):
-            key = (study.study_name, trial.number)
-            if trial.state.is_finished():
-                self._handed_out.pop(key, None)
-            point = self._point(trial) or self._handed_out.get(key)
-            if point is None or trial.state == TrialState.FAIL:
-                continue
-            if not trial.state.is_finished():
-                in_flight.add(point)
-            else:
-                results.setdefault(point, trial.values[0] if trial.state == TrialState.COMPLETE else math.inf)
+        with self._lock:
+            for trial in study.get_trials(deepcopy=False):
+                key = (study.study_name, trial.number)
+                if trial.state.is_finished():
+                    self._handed_out.pop(key, None)
+                point = self._point(trial) or self._handed_out.get(key)
+                if point is None or trial.state == TrialState.FAIL:
+                    continue
+                if not trial.state.is_finished():
+                    in_flight.add(point)
+                else:
+                    results.setdefault(point, trial.values[0] if trial.state == TrialState.COMPLETE else math.inf)
         return results, in_flight
 
     def _point(self, trial: FrozenTrial) -> Point | None:
         """Return the trial's point, or None while it lacks an axis. `fixed_params` is where `enqueue_trial` puts values."""
         values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         return self.grid.point(values) if all(name in values for name in self.grid.names) else None
+
+
+def _distance(centres: Sequence[Point], point: Point) -> int:
+    return min(sum(abs(a - b) for a, b in zip(centre, point, strict=True)) for centre in centres)
 
 
 def _stop(study: Study) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from dataeff.errors import InputError, NotFoundError, SchemaError, StudyRunningError
 from dataeff.facts.job import Fact
-from dataeff.facts.store import Store, load_fact, recorded_attempts, write_atomically
+from dataeff.facts.store import JobFolder, Store, load_fact, recorded_attempts, write_atomically
 from dataeff.records.exchange import is_export, record_export
 from dataeff.records.imports import record_import
 from dataeff.records.ingest import (
@@ -46,6 +46,7 @@ from dataeff.study.results import Results
 from dataeff.work.ensemble import EnsembleResult
 
 FOLDERS_AT_ONCE = 2000
+Folders = Sequence[tuple[str, JobFolder]]  # with the kind of the job
 
 
 class StudyFact(Fact):
@@ -89,11 +90,16 @@ def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Ca
     folders = unrecorded(connection, store)
     for start in range(0, len(folders), FOLDERS_AT_ONCE):
         batch = folders[start : start + FOLDERS_AT_ONCE]
-        record_jobs(connection, (read_job(kind, folder) for kind, folder in batch if folder.result.exists()), names)
-        record_attempts(connection, ((kind, each) for kind, folder in batch for each in recorded_attempts(folder)))
+        record_folders(connection, batch, names)
         if progress:
             progress(start + len(batch), len(folders))
     return len(folders)
+
+
+def record_folders(connection: duckdb.DuckDBPyConnection, folders: Folders, names: Mapping[str, str] | None = None) -> None:
+    """Record the results in folders of jobs, and all attempts at these. `names`: of corpora, by fingerprint."""
+    record_jobs(connection, (read_job(kind, folder) for kind, folder in folders if folder.result.exists()), names)
+    record_attempts(connection, ((kind, each) for kind, folder in folders for each in recorded_attempts(folder)))
 
 
 def load_results(connection: duckdb.DuckDBPyConnection, corpus: str) -> Results:
@@ -130,32 +136,24 @@ def write_cells(connection: duckdb.DuckDBPyConnection, demand: Demand, states: I
 def cell_row(demand: Demand, state: CellState) -> dict[str, Any]:
     """Return the row of table `cell` for a state."""
     cell, recipe = state.cell, demand.recipe(state.cell)
-    model = demand.study.model(cell.size, demand.vocabulary)
+    named = (  # columns that have the name of what they hold
+        (cell, ("study", "recipe", "base", "teacher", "seed_tokens")),
+        (recipe, ("objective", "averaging", "members")),
+        (demand.study.model(cell.size, demand.vocabulary), ("parameters_total", "parameters_non_embedding")),
+        (state, ("note", "origin", "runs_left", "flops_left")),
+    )
     return {
         "cell_id": cell.id,
-        "study": cell.study,
-        "recipe": cell.recipe,
+        **{name: getattr(owner, name) for owner, names in named for name in names},
         "recipe_limit": recipe.limit,
-        "objective": recipe.objective,
-        "averaging": recipe.averaging,
-        "members": recipe.members,
-        "base": cell.base,
-        "teacher": cell.teacher,
-        "seed_tokens": cell.seed_tokens,
         "size": cell.size.name,
-        "parameters_total": model.parameters_total,
-        "parameters_non_embedding": model.parameters_non_embedding,
         "axes": {name: list(values) for name, values in cell.grid.axes.items()},
         "shape": list(cell.grid.shape),
         "starts": [list(point) for point in state.starts],
-        "note": state.note,
         "search_stopped": state.stopped,
         **certificate_columns(state.certificate, state.results, cell.grid),
-        "state": state.state,
+        "state": state.state,  # in place of the certificate's
         "reason": state.reason,
-        "origin": state.origin,
-        "runs_left": state.runs_left,
-        "flops_left": state.flops_left,
         "search_ended": state.ended and bool(state.results),
     }
 

@@ -37,11 +37,8 @@ def _is_needed(run_id: str, keep: str, resolution: Resolution, queue: Queue) -> 
     if run_id in queue or queue.needs(run_id):
         return True
     for state in resolution.reading(run_id):
-        uses = [use for use in state.uses if use.job_id == run_id]
-        if not uses:
-            continue
-        at_optimum = any(use.point == state.best for use in uses)
-        busy = not state.ended or bool(state.wanted)
-        if busy or (at_optimum and (keep == "optima" or not resolution.is_finished(state.cell.id))):
+        points = [use.point for use in state.uses if use.job_id == run_id]
+        at_optimum = state.best in points and (keep == "optima" or not resolution.is_finished(state.cell.id))
+        if points and (at_optimum or not state.ended or state.wanted):
             return True
     return False

@@ -21,9 +21,8 @@ from filelock import FileLock, Timeout
 from dataeff.data.tokens import Tokens, build_tokens
 from dataeff.errors import DatabaseBusyError, DataeffError, StudyError, StudyRunningError
 from dataeff.execution.base import Executor
-from dataeff.facts.job import Fact, Job
-from dataeff.facts.store import Store, load_fact, recorded_attempts
-from dataeff.records.ingest import record_attempts, record_jobs
+from dataeff.facts.job import Job
+from dataeff.facts.store import Store, load_fact
 from dataeff.records.store import Database
 from dataeff.search.studies import CellStudies, open_storage
 from dataeff.specs.study import Study
@@ -35,6 +34,7 @@ from dataeff.study.index import (
     index_jobs,
     index_studies,
     index_study,
+    record_folders,
     study_file,
     study_lock,
     write_cells,
@@ -80,7 +80,7 @@ class Launch:
         self._used_ids: set[str] = set()  # runs of cells
         self.database_busy_since: float | None = None
         self.fits_failed: str | None = None  # why the intervals are not those of the runs there are
-        self._done: dict[str, tuple[Job, Fact | None]] = {}  # to be recorded
+        self._done: dict[str, Job] = {}  # to be recorded
         self._changed: dict[str, CellState] = {}
         self._last_flush, self._last_fit, self._fit_pause = -math.inf, self.began, FIT_SECONDS
         self._lock = self._claim()
@@ -110,16 +110,9 @@ class Launch:
         name, now = self.spec.name, datetime.now(UTC)
         file = study_file(self.store, name)
         started = load_fact(StudyFact, file).started_at if file.exists() else now
-        demand = self.demand
-        fact = StudyFact(
-            spec=self.spec,
-            text=self.study.source,
-            corpus=demand.corpus,
-            vocabulary=demand.vocabulary,
-            separator=demand.separator,
-            started_at=started,
-            updated_at=now,
-        )
+        demand, text = self.demand, self.study.source
+        corpus = {"corpus": demand.corpus, "vocabulary": demand.vocabulary, "separator": demand.separator}
+        fact = StudyFact(spec=self.spec, text=text, **corpus, started_at=started, updated_at=now)
         with self.database.write(FIRST_WRITE_SECONDS) as connection:
             require_no_import(connection, name, self.study)
             write_study(self.store, fact)
@@ -184,14 +177,14 @@ class Launch:
             job = event.job
             if isinstance(event, Done):
                 surfaces.append(results.add(job, event.result))
-                self._done[job.id] = job, event.result
+                self._done[job.id] = job
                 if isinstance(job, Train):
                     self.trained += event.worked
                     self.flops_trained += job.flops * event.worked
                     self._trained_ids |= {job.id} if event.worked else set()
             elif event.failure:
                 results.fail(job.id, event.failure)
-                self._done.setdefault(job.id, (job, None))
+                self._done[job.id] = job
                 self.failures.append(f"{job.kind} {job.id}: {event.failure.outcome}: {event.failure.reason}")
         changed = self.resolution.update([event.job.id for event in ended], filter(None, surfaces))
         self._changed |= {state.cell.id: state for state in changed}
@@ -216,9 +209,7 @@ class Launch:
             return
         names = {self.demand.corpus: self.spec.corpus.name}
         with self.database.write(timeout) as connection:
-            record_jobs(connection, [(job, result) for job, result in self._done.values() if result is not None], names)
-            folders = [(job.kind, self.store.folder(job)) for job, _ in self._done.values()]
-            record_attempts(connection, [(kind, each) for kind, folder in folders for each in recorded_attempts(folder)])
+            record_folders(connection, [(job.kind, self.store.folder(job)) for job in self._done.values()], names)
             write_cells(connection, self.demand, self._changed.values())
         self._done, self._changed = {}, {}
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataeff.errors import TrainingError
 from dataeff.execution.base import Executor
 from dataeff.facts.job import Fact, Job
-from dataeff.facts.store import Store, load_fact, recorded_attempts
-from dataeff.records.ingest import record_attempts, record_jobs
+from dataeff.facts.store import Store, load_fact
 from dataeff.records.store import Database
+from dataeff.study.index import record_folders
 from dataeff.study.queue import GivenUp, Queue
 
 
@@ -45,9 +45,7 @@ def make_jobs(jobs: Sequence[Job], database: Database, executor: Executor) -> li
         failures += [event for event in ended if isinstance(event, GivenUp)]
         if ended:
             with database.write() as connection:
-                record_jobs(connection, [(event.job, event.result) for event in ended if not isinstance(event, GivenUp)])
-                folders = [(event.job.kind, store.folder(event.job)) for event in ended]
-                record_attempts(connection, [(kind, each) for kind, folder in folders for each in recorded_attempts(folder)])
+                record_folders(connection, [(event.job.kind, store.folder(event.job)) for event in ended])
     if failures:
         reasons = [
             f"{each.job.kind} {each.job.id}: {each.failure.reason if each.failure else 'interrupted'}" for each in failures

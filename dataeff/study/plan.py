@@ -15,13 +15,15 @@ from dataeff.records import queries
 from dataeff.records.ingest import read_job, unrecorded
 from dataeff.records.store import Database
 from dataeff.specs.study import Study, StudySpec
-from dataeff.study.cost import Speed
 from dataeff.study.demand import Demand
 from dataeff.study.index import load_results
 from dataeff.study.launch import check_budgets
-from dataeff.study.resolve import CellState, Resolution, resolve
+from dataeff.study.resolve import Resolution, resolve
 from dataeff.study.results import Results
 
+# FLOP/s of a worker before anything was recorded: a CPU core on tiny models, measured at 1.5e10 to 4e10 on a 2020s server
+# core; a GPU at 40% of an H100's dense bfloat16 peak of 9.9e14.
+ASSUMED_CPU_FLOPS, ASSUMED_GPU_FLOPS = 2e10, 4e14
 COLUMNS = ("recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours")
 
 
@@ -53,11 +55,13 @@ class Plan:
 def plan(study: Study, database: Database, on_progress: Callable[[str, int, int | None], None] | None = None) -> Plan:
     """Return the priced plan of `study`. Raises `CorpusError` when the corpus cannot be read.
 
+    A size is priced at the median speed of its recorded runs, one never run at the median of all, else at an assumed one.
+
     A corpus whose tokenizer comes from the hub with its `vocabulary` stated is not tokenized for a plan: that may take
     hours and gigabytes, so nothing counts as recorded then.
     """
     spec, store, note = study.spec, Store.beside(database.path), None
-    results, recorded_speeds, before = Results(), {}, {}
+    results, speeds, before = Results(), {}, {}
     if spec.tokenizer.kind == "hugging_face" and spec.tokenizer.vocabulary:
         demand = Demand(spec, "not tokenized", spec.tokenizer.vocabulary, 0)
         note = "the corpus was not read: its size is not checked, and no run counts as recorded"
@@ -68,7 +72,7 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
         try:
             with database.read() as connection:
                 results = load_results(connection, tokens.fingerprint)
-                recorded_speeds = queries.flops_per_second(connection)
+                speeds = queries.flops_per_second(connection)
                 before = _recorded_cells(queries.records(connection, RECORDED_CELLS, [spec.name]))
                 folders = unrecorded(connection, store)
         except NotFoundError:  # no database yet
@@ -76,30 +80,25 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
         for kind, folder in folders:
             if folder.result.exists():
                 results.add(*read_job(kind, folder))
-    workers, speed = default_workers(), Speed.of(recorded_speeds, bool(usable_gpus()))
     now, estimate = resolve(demand, results).states, resolve(demand, results, provisional=True)
-    states = estimate.states.values()
-    rows = [_row(demand, now[state.cell.id], state, speed.seconds(demand, state) / workers) for state in states]
-    return Plan(
-        rows,
-        sum(state.runs_left for state in states),
-        sum(state.flops_left for state in states),
-        sum(speed.seconds(demand, state) for state in states) / workers,
-        workers,
-        speed.source,
-        _changes(estimate, before) if before else None,
-        note,
-    )
+    assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
+    usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
+    workers, rows, seconds = default_workers(), [], 0.0
+    for state in estimate.states.values():
+        cell = state.cell
+        parameters = demand.study.model(cell.size, demand.vocabulary).parameters_total
+        needed = state.flops_left / speeds.get(parameters, usual) / workers
+        seconds += needed
+        left = len(state.results), state.runs_left, state.flops_left, needed / 3600
+        rows.append((cell.recipe, cell.seed_tokens, cell.size.name, parameters, cell.grid.size, now[cell.id].state, *left))
+    source = "median of the recorded runs of each size"
+    if not speeds:
+        source = f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
+    runs, flops = (sum(getattr(state, name) for state in estimate.states.values()) for name in ("runs_left", "flops_left"))
+    return Plan(rows, runs, flops, seconds, workers, source, _changes(estimate, before) if before else None, note)
 
 
 RECORDED_CELLS = "SELECT cell_id, axes, best, search_ended_at IS NOT NULL AS ended FROM cell WHERE study = $1"
-
-
-def _row(demand: Demand, now: CellState, estimate: CellState, seconds: float) -> tuple[Any, ...]:
-    cell = now.cell
-    parameters = demand.study.model(cell.size, demand.vocabulary).parameters_total
-    where = (cell.recipe, cell.seed_tokens, cell.size.name, parameters, cell.grid.size)
-    return *where, now.state, len(estimate.results), estimate.runs_left, estimate.flops_left, seconds / 3600
 
 
 def _recorded_cells(rows: list[dict[str, Any]]) -> dict[str, dict[str, float] | None]:

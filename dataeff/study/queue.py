@@ -7,6 +7,7 @@ here knows of studies or searches.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dataeff.errors import InputError
@@ -109,24 +110,25 @@ class Queue:
     def _release(self, job: Job, useless: str | None) -> list[GivenUp]:
         """Submit what waited for this job alone; where no job can read it, give up what waits for it."""
         given_up: list[GivenUp] = []
-        for waiting_id in sorted(self._needed_by.pop(job.id, ())):
-            if waiting_id not in self._waiting:
-                continue
-            waiting, lacking = self._waiting[waiting_id]
+        for waiting, lacking in self._waiting_for(job):
             lacking.discard(job.id)
             if useless:
-                del self._waiting[waiting_id]
                 given_up += self._give_up(waiting, Failure("failed", useless))
             elif not lacking:
-                del self._waiting[waiting_id]
+                del self._waiting[waiting.id]
                 self._submit(waiting)
         return given_up
 
     def _give_up(self, job: Job, failure: Failure | None) -> list[GivenUp]:
+        self._waiting.pop(job.id, None)
         given_up = [GivenUp(job, failure)]
-        for waiting_id in sorted(self._needed_by.pop(job.id, ())):
-            if waiting_id in self._waiting:
-                waiting, _ = self._waiting.pop(waiting_id)
-                why = Failure("failed", f"its input {job.id}: {failure.outcome}: {failure.reason}") if failure else None
-                given_up += self._give_up(waiting, why)
+        for waiting, _ in self._waiting_for(job):
+            why = Failure("failed", f"its input {job.id}: {failure.outcome}: {failure.reason}") if failure else None
+            given_up += self._give_up(waiting, why)
         return given_up
+
+    def _waiting_for(self, job: Job) -> Iterator[tuple[Job, set[str]]]:
+        """Yield each job that waits for this one when its turn comes, and the inputs it lacks."""
+        for job_id in sorted(self._needed_by.pop(job.id, ())):
+            if job_id in self._waiting:
+                yield self._waiting[job_id]

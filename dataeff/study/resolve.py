@@ -10,10 +10,10 @@ cells that read its result, and those that build on them. Nothing here trains, w
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from dataeff.errors import InputError, OffGridError
 from dataeff.facts.job import Job
@@ -22,7 +22,6 @@ from dataeff.search.coordinate_descent import Certificate, certificate, certific
 from dataeff.specs.grid import Point
 from dataeff.specs.spec import Input
 from dataeff.specs.study import Cell
-from dataeff.study.cost import typical_flops, typical_points
 from dataeff.study.demand import Demand
 from dataeff.study.results import Failure, Results, surface
 from dataeff.work.train import Train
@@ -76,39 +75,24 @@ class Resolution:
     def __init__(self, demand: Demand, results: Results, provisional: bool = False) -> None:
         self.demand, self.results, self.provisional = demand, results, provisional
         self.states: dict[str, CellState] = {}
-        self._order = {cell_id: place for place, cell_id in enumerate(demand.cells)}
         self._readers: dict[str, set[str]] = {}  # cells that read the result of a job, or the runs on a surface
         self._children: dict[str, list[str]] = {}
         self._run_ids: dict[object, tuple[str, ...]] = {}  # by cell and values of a point
         for cell in demand.cells.values():
             for parent in cell.builds_on:
                 self._children.setdefault(parent, []).append(cell.id)
-            self.states[cell.id] = self._resolve(cell)
+            self.states[cell.id] = _CellResolver(self, cell).state()
 
     def update(self, job_ids: Iterable[str], surfaces: Iterable[str] = ()) -> list[CellState]:
         """Work out again what depends on these jobs, and on runs of these surfaces; return the states that have changed."""
         stale = {cell_id for name in (*job_ids, *surfaces) for cell_id in self._readers.get(name, ())}
-        queue = [self._order[cell_id] for cell_id in stale]
-        heapq.heapify(queue)
-        names, changed = list(self._order), []
-        while queue:
-            cell_id = names[heapq.heappop(queue)]
-            if cell_id not in stale:
-                continue
-            stale.discard(cell_id)
-            before, state = self.states[cell_id], self._resolve(self.demand.cells[cell_id])
-            self.states[cell_id] = state
-            if state == before:
-                continue
-            changed.append(state)
-            for child in self._children.get(cell_id, ()):
-                if child not in stale:
-                    stale.add(child)
-                    heapq.heappush(queue, self._order[child])
+        changed = []
+        for cell_id, before in self.states.items():
+            if cell_id in stale and (state := _CellResolver(self, self.demand.cells[cell_id]).state()) != before:
+                self.states[cell_id] = state
+                changed.append(state)
+                stale.update(self._children.get(cell_id, ()))
         return changed
-
-    def _resolve(self, cell: Cell) -> CellState:
-        return _CellResolver(self, cell).state()
 
     def run_ids(self, cell: Cell, point: Point) -> tuple[str, ...]:
         """Return the ids of the runs whose losses are a point's objective: hashing a spec costs more than all else here."""
@@ -217,13 +201,11 @@ class _CellResolver:
         result = self.results.ensemble(ensemble.id)
         if result is None:
             return math.inf if self._did_not_fit(point) else None
-        return limit_of_members(result.curve(self.recipe.averaging), self.recipe.members)
+        return limit_of_members(tuple(result.curve(self.recipe.averaging)), self.recipe.members)
 
     def _did_not_fit(self, point: Point) -> bool:
-        jobs = list(self.all.run_ids(self.cell, point))
-        if self.recipe.objective == "K":
-            jobs.append(self.demand.ensemble(self.cell, point).id)
-        failures = [self._failure(job_id) for job_id in jobs]
+        ensemble = [self.demand.ensemble(self.cell, point).id] if self.recipe.objective == "K" else []
+        failures = [self._failure(job_id) for job_id in (*self.all.run_ids(self.cell, point), *ensemble)]
         return any(failure and failure.outcome == "out_of_memory" for failure in failures)
 
     def _others(self) -> Iterator[Point]:
@@ -242,13 +224,10 @@ class _CellResolver:
 
     # -- the search ---------------------------------------------------------------------------------------------
 
-    @property
-    def _limit(self) -> int | None:
-        return self.demand.study.resources.max_runs_per_cell
-
     def _search(self, starts: tuple[Point, ...], note: str | None) -> CellState:
-        grid, width = self.cell.grid, self.demand.study.resources.points_in_flight
-        results, needed = walk(self._value, grid, starts, width, self._limit, self._others)
+        grid, resources = self.cell.grid, self.demand.study.resources
+        limit = resources.max_runs_per_cell
+        results, needed = walk(self._value, grid, starts, resources.points_in_flight, limit, self._others)
         if needed and self.all.provisional:
             results |= {point: loss for point in self._others() if (loss := self._value(point)) is not None}
         too_large = {point for point, loss in results.items() if loss == math.inf and self._did_not_fit(point)}
@@ -258,6 +237,11 @@ class _CellResolver:
         wanted = [job for point in needed for job in self._jobs_at(point)]
         ended = not needed
         best = certificate(judged, grid)
+        stopped = None
+        if ended and too_large:
+            stopped = f"{len(too_large)} of its points did not fit into memory"
+        elif ended and limit is not None and len(results) >= limit and best.state == "open":
+            stopped = f"its {limit} runs are used up"
         state = CellState(
             self.cell,
             "searching" if wanted else "open",
@@ -267,7 +251,7 @@ class _CellResolver:
             results,
             best,
             ended,
-            self._stopped(results, best, too_large, ended),
+            stopped,
             self.cell.id,
             tuple(wanted),
             tuple(needed),
@@ -281,19 +265,15 @@ class _CellResolver:
     def _jobs_at(self, point: Point) -> list[Job]:
         """Return what a point still lacks and can be made now."""
         runs = [run for run in self.demand.searched(self.cell, point) if self._loss(run.id) is None]
-        jobs: list[Job] = runs
-        if not runs:
-            jobs = [self.demand.ensemble(self.cell, point)]
-        failed = {job.id: failure for job in jobs if (failure := self._failure(job.id))}
-        self.failures += [f"{job_id}: {failure.outcome}: {failure.reason}" for job_id, failure in failed.items()]
-        return [] if failed else jobs
+        makeable, problems = self._makeable(runs or [self.demand.ensemble(self.cell, point)])
+        self.failures += problems
+        return [] if problems else makeable
 
-    def _stopped(self, results: Mapping[Point, float], best: Certificate, too_large: set[Point], ended: bool) -> str | None:
-        if ended and too_large:
-            return f"{len(too_large)} of its points did not fit into memory"
-        if ended and self._limit is not None and len(results) >= self._limit and best.state == "open":
-            return f"its {self._limit} runs are used up"
-        return None
+    def _makeable(self, jobs: list[Job]) -> tuple[list[Job], list[str]]:
+        """Return the jobs that were not given up, and how the others ended."""
+        failed = {job.id: failure for job in jobs if (failure := self._failure(job.id))}
+        problems = [f"{job.kind} {job.id}: {failed[job.id].outcome}: {failed[job.id].reason}" for job in jobs if job.id in failed]
+        return [job for job in jobs if job.id not in failed], problems
 
     def _after(self, state: CellState) -> CellState:
         """The search has ended: its optimum is repeated under other seeds, or its members gathered."""
@@ -331,9 +311,7 @@ class _CellResolver:
                 return [], ["a member of the optimum diverged: it has no ensemble"]
             self.all.reads(ensemble.id, self.cell)
             jobs = [] if ensemble.id in self.results else [ensemble]
-        failed = {job.id: failure for job in jobs if (failure := self._failure(job.id))}
-        problems = [f"{job.kind} {job.id}: {failed[job.id].reason}" for job in jobs if job.id in failed]
-        return [job for job in jobs if job.id not in failed], problems
+        return self._makeable(jobs)
 
     def _uses(self, results: Mapping[Point, float], optimum: Point | None = None) -> Iterator[Use]:
         """Yield the recorded jobs behind the points of the search, and behind its optimum."""
@@ -357,9 +335,9 @@ class _CellResolver:
         """Add the runs that a search which goes on is likely to need, and their FLOPs."""
         middle = self.cell.grid.middle
         each = len(self.demand.searched(self.cell, middle))
-        runs = max(1, typical_points(self.cell, self._limit) - len(state.results)) * each
+        runs = max(1, self.demand.typical_points(self.cell) - len(state.results)) * each
         runs += len(self.demand.repeats(self.cell, middle)) if each == 1 else 0
-        return replace(state, runs_left=runs, flops_left=runs * typical_flops(self.demand, self.cell))
+        return replace(state, runs_left=runs, flops_left=runs * self.demand.typical_flops(self.cell))
 
 
 def _waits_for(state: CellState) -> str:
@@ -367,7 +345,8 @@ def _waits_for(state: CellState) -> str:
     return f"waits for {state.cell.id}{why}"
 
 
-def limit_of_members(curve: list[tuple[int, float]], members: int) -> float:
+@cache
+def limit_of_members(curve: tuple[tuple[int, float], ...], members: int) -> float:
     """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
     all members where the points show no limit (the view `ensemble_asymptote` does the same); inf where that is not finite.
     """

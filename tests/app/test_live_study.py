@@ -11,7 +11,7 @@ from tests.app.conftest import Tab
 from tests.conftest import TINY, dataeff, start_study, write_tiny_study
 
 MINUTES = 10
-PAGES = ("", "study", "runs", "ensembles", "data_efficiency", "laws", "sql")
+PAGES = ("", "study", "runs", "laws", "sql")
 
 
 @pytest.mark.slow

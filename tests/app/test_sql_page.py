@@ -1,8 +1,17 @@
-"""The SQL page, in a browser."""
+"""The SQL page, in a browser; and its chart."""
 
 from __future__ import annotations
 
+import datetime
+import json
+import math
+from decimal import Decimal
 from urllib.parse import quote
+
+import pyarrow
+import pytest
+
+from dataeff.reports.quick_chart import quick_chart
 
 
 def run(shown, text: str):
@@ -34,5 +43,24 @@ def test_an_attack_is_refused_and_the_next_query_is_answered(tab, laptop):
     assert "DROP TABLE run" in shown.page.locator("[data-testid=stPopoverBody]").inner_text()
 
 
-def test_without_a_database_the_page_says_what_to_run(tab, empty):
-    assert "dataeff run quickstart" in tab(empty).open("sql").text
+def test_a_chart_gives_recipes_their_colours_and_leaves_out_what_no_axis_holds():
+    table = pyarrow.table({
+        "a.b": [1, 10, 0, None, 7], "loss": [4.0, 3.0, 2.0, 1.0, math.inf],
+        "recipe": ["distilled", "standard", "standard", "standard", "standard"],
+    })  # fmt: skip
+    chart = quick_chart(table, ["a.b", "loss", "recipe"], "both", "x", ["standard", "regularized", "distilled"]).to_dict()
+    encoding = chart["layer"][0]["encoding"]
+    assert encoding["color"]["scale"]["domain"] == ["standard", "regularized", "distilled"]
+    assert (encoding["x"]["type"], encoding["x"]["title"], encoding["x"]["scale"]["type"]) == ("quantitative", "a.b", "log")
+    (rows,) = chart["datasets"].values()
+    assert [(row["x"], row["y"]) for row in rows] == [(1, 4), (10, 3)]
+
+
+@pytest.mark.parametrize("column", [
+    pyarrow.array([datetime.date(2026, 1, 2)]), pyarrow.array([Decimal("1.5")]), pyarrow.array([[1, 2]]), pyarrow.array(["x"]),
+    pyarrow.array([datetime.datetime(2026, 1, 2)]), pyarrow.array([True]),
+])  # fmt: skip
+def test_every_kind_of_column_is_drawn(column):
+    chart = quick_chart(pyarrow.table({"x": column, "y": [1.0]}), ["x", "y"], "points", "", [])
+    (rows,) = json.loads(chart.to_json())["datasets"].values()
+    assert len(rows) == 1, rows

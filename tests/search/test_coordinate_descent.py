@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataeff.errors import InputError, OffGridError
-from dataeff.search.coordinate_descent import certificate, needed_points, next_points, speculative_points
+from dataeff.search.coordinate_descent import certificate, next_points, walk
 from dataeff.specs.grid import Grid
 
 PAPER = Grid(
@@ -118,7 +118,7 @@ def test_the_points_asked_for_depend_on_the_surface_alone(case, width, rng):
     results, asked, in_flight = {p: surface[p] for p in extra}, set(), set()
     while True:
         shuffled = dict(rng.sample(list(results.items()), len(results)))  # nor on the order of the mapping
-        new = next_points(shuffled, grid, starts, in_flight, width)
+        new = [point for point in next_points(shuffled, grid, starts, width) if point not in in_flight]
         assert not set(new) & (in_flight | set(results)) and len(set(new)) == len(new)
         asked.update(new)
         in_flight.update(new[: rng.randrange(1, len(new) + 1)] if new else ())
@@ -145,7 +145,9 @@ def test_the_descent_ends_certified_or_on_the_boundary_and_the_certificate_is_al
     grid, surface = case
     results = {}
     while asked := next_points(results, grid, width=width):
-        assert needed_points(results, grid, width=width) == asked  # with nothing foreign there is nothing more to do
+        assert (
+            walk(results.get, grid, width=width, others=results.keys)[1] == asked
+        )  # with nothing foreign there is nothing more to do
         assert_certificate_is_true(results, grid)
         results.update((p, surface[p]) for p in asked)
     found = assert_certificate_is_true(results, grid)
@@ -158,39 +160,11 @@ def test_the_descent_ends_certified_or_on_the_boundary_and_the_certificate_is_al
 def test_a_better_point_of_another_study_is_taken_up_until_the_certificate_is_closed(case, rng):
     grid, surface = case
     results = {p: surface[p] for p in rng.sample(sorted(surface), rng.randrange(len(surface) + 1))}
-    while asked := needed_points(results, grid):
+    while asked := walk(results.get, grid, others=results.keys)[1]:
         assert not set(asked) & set(results)
         results.update((p, surface[p]) for p in asked)
     found = assert_certificate_is_true(results, grid)
     assert found.state != "open" or set(surface.values()) == {math.inf}
-
-
-@given(surfaces(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
-def test_eight_in_flight_never_repeat_a_point_and_run_out_only_with_the_grid(case, rng):
-    grid, surface = case
-    results, in_flight = {}, []
-    while True:
-        new = speculative_points(results, grid, (), in_flight, 8 - len(in_flight))
-        assert not set(new) & (set(results) | set(in_flight)) and len(set(new)) == len(new)
-        in_flight += new
-        assert len(in_flight) == 8 or len(in_flight) + len(results) == grid.size
-        if not in_flight:
-            break
-        point = in_flight.pop(rng.randrange(len(in_flight)))
-        results[point] = surface[point]
-        assert_certificate_is_true(results, grid)
-    assert results == surface
-
-
-def test_speculation_begins_with_the_stage_then_the_other_neighbours_then_the_next_ring():
-    middle = (2, 3, 3)
-    results = {middle: 3.0}
-    new = speculative_points(results, PAPER, (), frozenset(), 30)
-    assert new[:2] == next_points(results, PAPER)
-    assert set(new[:6]) == set(PAPER.neighbours(middle))
-    distances = [sum(abs(a - b) for a, b in zip(p, middle, strict=True)) for p in new]
-    assert distances == sorted(distances)
 
 
 @pytest.mark.parametrize("optimum", [(1, 1, 1), (4, 6, 5), (3, 4, 4), (1, 6, 2)])
