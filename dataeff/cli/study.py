@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,7 +28,7 @@ Storage = Annotated[str | None, Option(help="Optuna storage URL; default a journ
 REPORT = Option("--output", "-o", metavar="FILE", help="a .html file, or a .md file with charts as PNG; default STUDY.html")
 HOST = Option(help="the address to listen on")
 NO_BROWSER = Option("--no-browser", help="for a machine without a screen")
-NOT_SHOWN = ("val_loss_mean", "seeds", "diverged", "search_ended_at", "reason")  # of cells, in a table
+NOT_SHOWN = ("val_loss_mean", "seeds", "diverged", "search_ended_at", "reason")  # of cells, in the table
 YES = Option("--yes", "-y", help="do not ask")
 
 @command("init mine.toml")
@@ -126,23 +125,17 @@ def run(
 
 @command("status", "status quickstart")
 def status(study: AnyStudy = None, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
-    """Show the recorded studies, or the cells of one."""
+    """Show the recorded studies, or the cells of one.
+
+    Of a cell `-o` and `--format` also give why it is not certified.
+    """
     from dataeff.records import queries
 
     with common.open_database(database).read() as connection:
         columns, rows = queries.cells(connection, common.study_name(study)) if study else queries.studies(connection)
-
-    def print_cells() -> None:
-        shown = [i for i, name in enumerate(columns) if name not in NOT_SHOWN]
-        common.print_table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
-        reasons = defaultdict(list)
-        for cell in (dict(zip(columns, row, strict=True)) for row in rows):
-            reasons[cell["state"], cell["reason"]].append("{recipe} {seed_tokens} {size}".format(**cell))
-        for (state, why), cells in reasons.items():
-            if state != "certified":
-                print(f"{state}: {cells[0]}{f' and {len(cells) - 1} more' if cells[1:] else ''}: {why}")
-
-    common.show_rows(columns, rows, output, form, print_cells if study else None)
+    shown = [i for i, name in enumerate(columns) if name not in NOT_SHOWN]
+    chosen = [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+    common.show_rows(columns, rows, output, form, lambda: common.print_table(*chosen))
 
 
 @command("answer quickstart", "answer quickstart --plot answer.svg")
