@@ -168,7 +168,7 @@ def export(study: StudyName, target: Annotated[Path, TARGET], database: Database
     name="import",
 )
 def import_rows(
-    source: Annotated[str, Argument(help="an exported folder, a study with bundled results, or a table of runs")],
+    source: Annotated[str, Argument(help="an exported folder or .duckdb file, bundled results, or a table of runs")],
     study: Annotated[str | None, Option(metavar="NAME", help="record the table's rows as runs of this study")] = None,
     columns: Annotated[list[str] | None, Option("--map", metavar="COLUMN=SOURCE", help="SOURCE: a column or SQL")] = None,
     ignored: Annotated[list[str] | None, Option("--ignore", metavar="COLUMN", help="kept in spec alone; * is any text")] = None,
