@@ -208,7 +208,7 @@ def import_rows(
         request = Import(study, mapped, ignored or (), where or "true", baseline, limit_of, question)
         counts = import_runs(opened, read_source(source), request)
     fits.renew_fits(opened, study)
-    common.show_rows(["new", "count"], list(counts.items()), output, form)
+    common.show_rows(["what", "count"], list(counts.items()), output, form)
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
