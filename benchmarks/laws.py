@@ -25,8 +25,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import curve_fit, minimize
 
-from dataeff.laws.chain import Budget, chain
-from dataeff.laws.efficiency import tokens_by_law
+from dataeff.laws.chain import Budget, chain, tokens_by_law
 from dataeff.laws.fit import DELTA, fit, refit
 from dataeff.laws.forms import Additive, Exponential, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import profile

@@ -1,13 +1,14 @@
 """A database in a notebook: frames and charts of its studies, the same that the dashboard and the report show.
 
-    results = dataeff.open("dataeff.duckdb")
+    results = dataeff.open("dataeff.duckdb")  # shown by a notebook: each study's answer in one sentence
     results.limits_chart("quickstart")
 
-Every call opens the file for as long as its query takes, so a study may go on writing meanwhile.
+Nothing is written. Every call opens the file for as long as its query takes, so a study may go on writing meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ from dataeff.errors import NotFoundError
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.answer import study_answer
+from dataeff.reports.frames import study_limits
 
 if TYPE_CHECKING:
-    import altair as alt
     import pandas as pd
+
+    from dataeff.reports.theme import Figure
 
 
 class Results:
@@ -44,39 +47,31 @@ class Results:
         with self.database.read() as connection:
             return [row[0] for row in queries.studies(connection)[1]]
 
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {self._read(study_answer, name)['sentence']}" for name in self.studies) or "no study yet"
+
     def answer(self, study: str | None = None) -> pd.DataFrame:
-        """Return one row a recipe and D: limit and best loss trained (nats/token), data efficiency, 90% intervals."""
+        """Return the view `recipe_summary`, a row for each recipe and D: losses (nats/token), data efficiency, 90% intervals."""
         import pandas as pd
 
-        columns, rows = self._answer(study)["numbers"]
+        columns, rows = self._read(study_answer, study)["numbers"]
         return pd.DataFrame(rows, columns=columns)
 
     def summary(self, study: str | None = None) -> str:
         """Return the answer in one sentence, and its caveats."""
-        answer = self._answer(study)
+        answer = self._read(study_answer, study)
         return "\n".join([answer["sentence"], "", *answer["caveats"]])
 
-    def _answer(self, study: str | None) -> dict[str, Any]:
-        name = self._one(study)
-        with self.database.read() as connection:
-            return study_answer(connection, name)
-
-    def limits_chart(self, study: str | None = None, dark: bool = False) -> alt.FacetChart:
+    def limits_chart(self, study: str | None = None, dark: bool = False) -> Figure:
         """Return loss against parameters, one panel a budget, with laws and limits."""
         from dataeff.reports.charts import limits_chart
-        from dataeff.reports.frames import study_limits
         from dataeff.reports.theme import themed
 
-        name = self._one(study)
-        with self.database.read() as connection:
-            found = study_limits(connection, name)
-        return themed(limits_chart(**found), dark)
+        return themed(limits_chart(**self._read(study_limits, study)), dark)
 
-    def _one(self, study: str | None) -> str:
-        names = self.studies
-        if study is None and len(names) != 1:
+    def _read(self, read: Callable[..., Any], study: str | None) -> Any:
+        names = [study] if study else self.studies
+        if len(names) != 1:
             raise NotFoundError(f"name a study: {', '.join(names) or 'this database has none yet'}")
-        name = study or names[0]
         with self.database.read() as connection:
-            queries.require_study(connection, name)
-        return name
+            return read(connection, names[0])

@@ -17,8 +17,9 @@ def test_two_lines_give_frames_and_charts_of_a_study(finished):
     assert trained.equals(recorded)
     assert results.sql("SELECT count(*) AS n FROM run WHERE status = $1", "finished").n[0] > 10
     assert "Run-to-run noise" in results.summary("tiny")
+    assert repr(results) == f"tiny: {results.summary().splitlines()[0]}"
     chart = results.limits_chart().to_dict()
-    assert {row["panel"] for row in chart["data"]["values"]} == {"D = 1,024 tokens", "D = 2,048 tokens"}
+    assert {panel["title"] for panel in chart["concat"]} == {"D = 1,024 tokens", "D = 2,048 tokens"}
 
 
 def test_a_missing_file_study_or_column_is_reported(finished, tmp_path):

@@ -2,8 +2,8 @@
 
 A cell's loss (of single models, of K members, or their limit in K) comes with a standard error: from seeds, or from the
 jackknife over members. A resample draws every such loss anew, loss + error * t(freedom), and then does everything that
-was done to the measured ones: the law over N or the best cell, the law over D, the baseline's law inverted or interpolated at
-the recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
+was done to the measured ones: the law over N or the best cell, the law over D, the baseline's law inverted at the
+recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
 percentiles of the resamples; benchmarks/laws.py measures that they cover.
 
 Where a law's residuals are too large for the noise, the form is wrong by as much, and the noise is scaled up to them.
@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dataeff.laws.efficiency import tokens_by_interpolation, tokens_by_law
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, Array, Fit, fit, refit
 from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
 
 MISFIT = 0.01  # residuals that noise alone would exceed more seldom than this are the form's; the noise is then scaled up to them
 ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
-BY_LAW, BETWEEN, TRAINED = "data_efficiency", "data_efficiency_interpolated", "data_efficiency_trained"
+BY_LAW, TRAINED = "data_efficiency", "data_efficiency_trained"
 Key = tuple[str, float | None, str]  # recipe, D in tokens (None: a law over D), quantity
 
 
@@ -75,7 +74,8 @@ class Quantity:
 def chain(
     recipes: Mapping[str, Sequence[Budget]], baseline: str | None, resamples: int = 2000, seed: int = 0
 ) -> dict[Key, Quantity]:
-    """Return every quantity of a study: the asymptote at each D, the law over D, and the data efficiency three ways.
+    """Return every quantity of a study: the asymptote at each D, the law over D, and the data efficiency of what
+    was trained and of the limit: the tokens by the baseline's law over D (arXiv 2509.14786, section 2).
 
     Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens.
     """
@@ -87,13 +87,22 @@ def chain(
             best = [np.array([number]) for number in budget.trained or ()]
             trained[recipe, budget.tokens] = _least(*best, spread, draw) if best else Quantity(reason="no run has finished")
         results[recipe, None, DATA_LAW] = _law(*_limits(results, recipe, budgets))
-    law, points = _baseline_law(results, recipes, baseline), _limits(results, baseline, recipes.get(baseline, ()))
-    for recipe, tokens in trained:
-        limit = results[recipe, tokens, ASYMPTOTE]
-        results[recipe, tokens, BY_LAW] = _ratio_by_law(law, limit, tokens)
-        results[recipe, tokens, TRAINED] = _ratio_by_law(law, trained[recipe, tokens], tokens)
-        results[recipe, tokens, BETWEEN] = _interpolated_ratio(*points, limit, tokens)
+    law = _baseline_law(results, recipes, baseline)
+    for (recipe, tokens), loss in trained.items():
+        results[recipe, tokens, BY_LAW] = _ratio(law, results[recipe, tokens, ASYMPTOTE], tokens)
+        results[recipe, tokens, TRAINED] = _ratio(law, loss, tokens)
     return results
+
+
+def tokens_by_law(a: Array, alpha: Array, e: Array, losses: Array) -> Array:
+    """Return D where L = a / D^alpha + e falls to the loss, in the law's unit of D; all of shape (resamples,).
+
+    Infinite where the law never does (loss <= e), 0 where it lies below it everywhere (a = 0).
+    """
+    gap = losses - e
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        needed = np.exp(np.log(a / gap) / alpha)
+    return np.where(gap > 0, np.where(a > 0, needed, 0.0), np.inf)
 
 
 def fit_curves(x: Sequence[float], ys: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
@@ -151,7 +160,7 @@ def _least(losses: Array, *noise: Any) -> Quantity:
     return Quantity(float(losses[best]), draws=None if draws is None else draws[:, best])
 
 
-def _limits(results: Mapping[Key, Quantity], recipe: str | None, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
+def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
     """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
     limits = {b.tokens / 1e6: results[recipe, b.tokens, ASYMPTOTE] for b in budgets}
     limits = {x: limit for x, limit in limits.items() if limit.value is not None}
@@ -198,30 +207,16 @@ def _baseline_law(results: Mapping[Key, Quantity], recipes: Mapping[str, Any], b
     return law if falls else Quantity(reason=f"the baseline has no data law: {law.reason}")
 
 
-def _ratio_by_law(law: Quantity, loss: Quantity, tokens: float) -> Quantity:
+def _ratio(law: Quantity, loss: Quantity, tokens: float) -> Quantity:
+    """Return the ratio to D, in tokens, of what the baseline's law over D, in 1e6 tokens, needs for a loss."""
     if loss.value is None or law.fitted is None:
         return Quantity(reason=loss.reason or law.reason)
-    best, draws = law.fitted.law, None
-    value = tokens_by_law(*(np.array([v]) for v in (best.a, best.alpha, best.e, loss.value)))
+    best, draws, undefined = law.fitted.law, None, 0
+    needed = float(tokens_by_law(*(np.array(number) for number in (best.a, best.alpha, best.e, loss.value)))) * 1e6
     if law.laws is not None and loss.draws is not None:
-        draws = tokens_by_law(*law.laws, loss.draws)
-    return _ratio(value, draws, tokens, f"the baseline's law never reaches this loss: its limit is {best.e:.4f}")
-
-
-def _interpolated_ratio(x: Array, losses: Array, draws: Array | None, limit: Quantity, tokens: float) -> Quantity:
-    if len(x) < 2 or limit.value is None:
-        return Quantity(reason=limit.reason or "the baseline has limits at fewer than two budgets")
-    value = tokens_by_interpolation(x, losses[None], np.array([limit.value]))
-    if draws is not None:
-        draws = None if limit.draws is None else tokens_by_interpolation(x, draws, limit.draws)
-    span = f"{losses.min():.4f} to {losses.max():.4f}"
-    return _ratio(value, draws, tokens, f"outside the baseline's measured losses, {span} (pooled where they rise)")
-
-
-def _ratio(value: Array, draws: Array | None, tokens: float, reason: str) -> Quantity:
-    """Return the ratio to D, in tokens, of the baseline's D in 1e6 tokens: (1,) and its draws; `reason`: why it is infinite."""
-    needed, ratios = float(value[0] * 1e6), None if draws is None else draws * 1e6 / tokens
-    undefined = 0 if ratios is None else int((~np.isfinite(ratios)).sum())
+        draws = tokens_by_law(*law.laws, loss.draws) * 1e6 / tokens
+        undefined = int((~np.isfinite(draws)).sum())
     if not np.isfinite(needed):
-        return Quantity(None, reason, ratios, undefined)
-    return Quantity(needed / tokens, None, ratios, undefined, tokens=needed)
+        reason = f"the baseline's law never reaches this loss: its limit is {best.e:.4f}"
+        return Quantity(None, reason, draws, undefined)
+    return Quantity(needed / tokens, None, draws, undefined, tokens=needed)

@@ -286,10 +286,8 @@ class Fit(Table, table=True):
 
     __table_args__ = (
         _one_of(
-            "quantity", "members", "asymptote", "data_law", "data_efficiency", "data_efficiency_interpolated",
-            "data_efficiency_trained",
-        ),
-    )  # fmt: skip
+            "quantity", "members", "asymptote", "data_law", "data_efficiency", "data_efficiency_trained"),
+    )
 
     fit_id: str = key("study, recipe, D and quantity; of `members` the ensemble and the averaging")
     study: str | None = column("of which study; NULL for `members`")
@@ -297,8 +295,8 @@ class Fit(Table, table=True):
     seed_tokens: int | None = column("at which D; NULL for `members` and a law over D (tokens)")
     quantity: str = column(
         "`members`: the limit of an ensemble's loss in K; `asymptote`: the recipe's limit at D; `data_law`: the limit of those "
-        "over D (all nats/token); `data_efficiency`: by the baseline's data law; `data_efficiency_interpolated`: between its "
-        "measured points; `data_efficiency_trained`: by its data law, of the best loss trained (ratios)"
+        "over D (all nats/token); `data_efficiency`: of the limit, by the baseline's data law; `data_efficiency_trained`: "
+        "of the best loss trained (ratios)"
     )
     value: float | None = column("the quantity; NULL with a `reason`")
     low: float | None = column("lower end of the 90% interval; NULL where there is none")

@@ -68,16 +68,14 @@ SELECT recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, format('D =
 FROM asymptote WHERE study = $1 ORDER BY x""",
 }
 
-# Data efficiency of what was trained, of limits, and of limits between the baseline's measured ones; hollow: extrapolated.
-PANELS = ("What was trained", "Limits, by law", "Limits, interpolated")
+# Data efficiency of what was trained, and of limits; hollow: extrapolated.
+PANELS = ("What was trained", "Limits, by law")
 RATIOS = """
 SELECT recipe, seed_tokens, unnest([
     {panel: 'What was trained', ratio: data_efficiency_trained, low: data_efficiency_trained_low,
         high: data_efficiency_trained_high, hollow: trained_extrapolated, val_loss: best_trained, cell_id: best_cell},
     {panel: 'Limits, by law', ratio: data_efficiency, low: data_efficiency_low, high: data_efficiency_high, hollow: extrapolated,
-        val_loss: limit_loss, cell_id: NULL},
-    {panel: 'Limits, interpolated', ratio: data_efficiency_interpolated, low: data_efficiency_interpolated_low,
-        high: data_efficiency_interpolated_high, hollow: false, val_loss: limit_loss, cell_id: NULL}], max_depth := 2)
+        val_loss: limit_loss, cell_id: NULL}], max_depth := 2)
 FROM data_efficiency WHERE study = $1 ORDER BY seed_tokens
 """
 

@@ -168,11 +168,8 @@ def _no_end(result: Quantity, cells: Rows) -> str | None:
     if result.draws is None:
         reasons = (cell["interval_reason"] for cell in cells if cell["interval_reason"] and cell["limit_loss"] is not None)
         return next(reasons, "the baseline's losses have no standard error")
-    low, high = result.interval()
-    share = f"in {result.undefined / len(result.draws):.0%} of the resamples"
-    if high is None:
-        return f"no upper end: {share} the baseline never reaches this loss, or it lies outside the measured ones"
-    return f"no lower end: {share} it lies outside the measured losses" if low is None else None
+    share = f"{result.undefined / len(result.draws):.0%} of the resamples"
+    return f"no upper end: in {share} the baseline never reaches this loss" if None in result.interval() else None
 
 
 def _budget(tokens: int, cells: Rows) -> Budget:

@@ -103,11 +103,10 @@ FROM asymptote AS limits LEFT JOIN (FROM fit_state WHERE quantity = 'data_law') 
 GROUP BY study, recipe;
 
 -- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
--- its data law and between its measured points, over the tokens the recipe had.
+-- its data law, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
 WITH ratio AS (
     SELECT study, recipe, seed_tokens, any_value(ratio) FILTER (quantity = 'data_efficiency') AS law,
-        any_value(ratio) FILTER (quantity = 'data_efficiency_interpolated') AS between_,
         any_value(ratio) FILTER (quantity = 'data_efficiency_trained') AS trained
     FROM (SELECT *, {value: value, low: low, high: high, tokens: tokens_needed, largest: largest_budget, why: interval_reason,
         reason: reason} AS ratio FROM fit_state)
@@ -115,12 +114,11 @@ WITH ratio AS (
 )
 SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, law.tokens AS tokens_needed,
     law.value AS data_efficiency, law.low AS data_efficiency_low, law.high AS data_efficiency_high,
-    law.tokens > law.largest AS extrapolated, between_.value AS data_efficiency_interpolated,
-    between_.low AS data_efficiency_interpolated_low, between_.high AS data_efficiency_interpolated_high, best_trained, best_cell,
+    law.tokens > law.largest AS extrapolated, best_trained, best_cell,
     trained.value AS data_efficiency_trained, trained.low AS data_efficiency_trained_low,
     trained.high AS data_efficiency_trained_high, trained.tokens > trained.largest AS trained_extrapolated,
     trained.largest AS largest_budget, largest_parameters, largest_members, points, cells, certified, boundary, open, stale,
-    law.why AS interval_reason, between_.reason AS interpolation_reason, trained.reason AS trained_reason,
+    law.why AS interval_reason, trained.reason AS trained_reason,
     if(limit_loss IS NULL, 'this recipe has no limit here: ' || limits.reason, law.reason) AS reason
 FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio USING (study, recipe, seed_tokens);
 

@@ -41,7 +41,7 @@ def test_laws_over_k_are_those_of_the_view_at_the_budget_and_averaging_of_the_ur
 
 
 @pytest.mark.parametrize(
-    ("panel", "name"), zip(PANELS, ("data_efficiency_trained", "data_efficiency", "data_efficiency_interpolated"), strict=True)
+    ("panel", "name"), zip(PANELS, ("data_efficiency_trained", "data_efficiency"), strict=True)
 )
 def test_ratios_are_those_of_the_view(fitted, panel, name):
     rows = {(row["recipe"], row["seed_tokens"]): row for row in study_ratios(fitted, "laptop") if row["panel"] == panel}

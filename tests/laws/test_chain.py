@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataeff.laws.chain import Budget, chain
-from dataeff.laws.efficiency import tokens_by_law
+from dataeff.laws.chain import Budget, chain, tokens_by_law
 from dataeff.laws.fit import fit
 from dataeff.laws.forms import PowerLaw
 
@@ -34,12 +33,22 @@ def true_ratio(d: float) -> float:
     return float(tokens_by_law(BASE.a, BASE.alpha, BASE.e, BETTER(d / 1e6))) * 1e6 / d
 
 
+def test_a_law_is_inverted_and_what_it_never_reaches_takes_infinite_tokens():
+    def by_law(*losses: float, a: float = 6.0) -> np.ndarray:
+        return tokens_by_law(*(np.full(len(losses), number) for number in (a, 0.235, 1.92)), np.array(losses))
+
+    assert by_law(float(BETTER(629.1)), 1.92, 1.5) == pytest.approx([629.1, np.inf, np.inf])
+    assert by_law(3.0, 1.5, a=0.0) == pytest.approx([0, np.inf])
+    assert by_law(np.nan) == [np.inf]
+    assert tokens_by_law(6.0, 0.02, 1.9, np.array([1.9 + 1e-12])) == [np.inf]  # beyond any number
+
+
 def test_without_noise_every_quantity_of_the_chain_is_that_of_the_known_laws():
     found = chain(study(error=1e-12), "baseline", resamples=50)
     for d in BUDGETS:
         assert found["better", d, "asymptote"].value == pytest.approx(float(BETTER(d / 1e6)), abs=1e-9)
         assert found["better", d, "data_efficiency"].value == pytest.approx(true_ratio(d), rel=1e-5)
-        assert found["baseline", d, "data_efficiency_interpolated"].interval() == pytest.approx((1, 1))
+        assert found["better", d, "data_efficiency_trained"].value < found["better", d, "data_efficiency"].value
         low, high = found["better", d, "data_efficiency"].interval()
         assert low == pytest.approx(high, rel=1e-4)
     assert found["better", None, "data_law"].value == pytest.approx(1.92, abs=1e-6)

@@ -199,16 +199,6 @@ def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(re
         assert row["interval_reason"] is None
 
 
-def test_data_efficiency_between_the_baselines_points_stays_in_their_range(recorded):
-    for millions, loss in ((200, 3.6), (400, 3.4), (800, 3.2)):
-        recorded.cell({(0,): loss}, limit="best", seed_tokens=millions * 10**6)
-        recorded.cell({(0,): loss - 0.1}, limit="best", recipe="better", seed_tokens=millions * 10**6)
-    rows = recorded.rows("FROM data_efficiency WHERE recipe = 'better' ORDER BY seed_tokens")
-    assert [row["data_efficiency_interpolated"] for row in rows] == [pytest.approx(2**0.5), pytest.approx(2**0.5), None]
-    assert rows[0]["interpolation_reason"] is None
-    assert rows[2]["interpolation_reason"].startswith("outside the baseline's measured losses, 3.2000 to 3.6000 (pooled")
-
-
 def test_a_loss_below_the_baselines_limit_has_no_data_efficiency_and_says_so(recorded):
     for millions in (200, 400, 800):
         recorded.cell({(0,): law(millions, 6.0, 0.24, 1.9)}, limit="best", seed_tokens=millions * 10**6)
