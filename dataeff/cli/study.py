@@ -71,7 +71,9 @@ def _print_plan(planned: Plan) -> None:
     hours = f"{planned.flops / ASSUMED_GPU_FLOPS / 3600:,.2g} GPU hours at {ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)"
     here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
     estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
-    print("", estimate if planned.runs else "nothing to train: every search has ended", planned.note or "", sep="\n")
+    print("\n" + (estimate if planned.runs else "nothing to train: every search has ended"))
+    if planned.note:
+        print(planned.note)
 
 
 @command("run quickstart", "run mine.toml --workers 1")
