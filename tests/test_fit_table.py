@@ -33,7 +33,8 @@ def fit(*arguments, cwd):
 def test_a_known_law_is_found_in_csv_and_in_parquet_and_groups_are_fitted_apart(losses, tmp_path):
     duckdb.sql(f"COPY (FROM '{losses}') TO '{tmp_path}/losses.parquet'")
     for name in ("losses.csv", "losses.parquet"):
-        lawful, rising = json.loads(fit(name, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--json", cwd=tmp_path))
+        printed = fit(name, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--format=json", cwd=tmp_path)
+        lawful, rising = json.loads(printed)
         assert (lawful["a"], lawful["alpha"], lawful["limit"]) == pytest.approx(LAW, abs=1e-4)
         assert lawful["points"] == 4 and "one degree of freedom" in lawful["interval"]
         assert "y rises at x = 1.4" in rising["doubts"]
@@ -41,7 +42,7 @@ def test_a_known_law_is_found_in_csv_and_in_parquet_and_groups_are_fitted_apart(
 
 def test_a_query_on_the_database_is_a_table_too(finished, tmp_path):
     query = "from best_run where recipe = 'standard' order by seed_tokens"
-    arguments = ("--x", "parameters_total", "--y", "val_loss", "-g", "seed_tokens", "--json")
+    arguments = ("--x", "parameters_total", "--y", "val_loss", "-g", "seed_tokens", "--format=json")
     rows = json.loads(fit(query, *arguments, cwd=finished))
     assert [row["seed_tokens"] for row in rows] == [1024, 2048]
     assert all(row["points"] == 3 and "passes through" in row["doubts"] for row in rows)
@@ -74,7 +75,7 @@ def test_nonsense_is_told_with_its_remedy_in_one_line(losses, arguments, said):
 def test_a_group_that_cannot_be_fitted_says_why_beside_those_that_can_and_rows_without_numbers_are_counted(losses):
     losses.write_text(losses.read_text() + "short,1,3\nshort,2,nan\nshort,3,2\nalmost,,2\n" + "".join(
         f"almost,{n},{y}\n" for n, y in ((1, 4), (2, "nan"), (4, 3.1), (8, 2.8), (16, 2.7))))  # fmt: skip
-    rows = json.loads(fit(losses, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--json", cwd=losses.parent))
+    rows = json.loads(fit(losses, "--x", "billions", "--y", "val_loss", "-g", "recipe", "--format=json", cwd=losses.parent))
     assert [row["recipe"] for row in rows] == ["almost", "lawful", "rising", "short"]
     assert rows[3]["limit"] is None and rows[3]["doubts"].startswith("2 points: ") and rows[3]["left_out"] == 1
     assert (rows[0]["points"], rows[0]["left_out"]) == (4, 2) and rows[0]["limit"] is not None

@@ -101,13 +101,20 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_an_example_in_its_help_and_a_line_in_the_readme(command):
+    """And its first sentence is whole in the list of commands."""
+    listed = subprocess.run([sys.executable, "-m", "dataeff", "--help"], capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"^  {command}  +\S.*\.$", listed, re.MULTILINE) and "..." not in listed.partition("Commands:")[2]
     out = subprocess.run([sys.executable, "-m", "dataeff", command, "--help"], capture_output=True, text=True, check=True)
     assert f"dataeff {command}" in out.stdout
     assert f"dataeff {command}" in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_has_under_200_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
 def test_every_relative_link_of_the_readmes_leads_somewhere():
-    for readme in [ROOT / "README.md", ROOT / "db" / "README.md"]:
+    for readme in [ROOT / "README.md", ROOT / "db" / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
             if not target.startswith("http"):
                 assert (readme.parent / target).exists(), f"{readme}: {target}"

@@ -27,7 +27,7 @@ def test_eight_readers_beside_a_running_study_get_no_error(finished, tmp_path):
 
         while study.poll() is None:
             if place < 2:  # the command line itself, and six processes' worth of its reading
-                done = dataeff("sql", "select count(*) from run", "--json", cwd=tmp_path)
+                done = dataeff("sql", "select count(*) from run", "--format=json", cwd=tmp_path)
                 if done.returncode:
                     errors.append(done.stderr)
             else:

@@ -1,28 +1,112 @@
-"""What several commands do: open a database, renew its fits, print rows as a table, JSON or CSV."""
+"""What commands share: their options, one way to print or write rows, one line for each error.
+
+Exit codes: 0 done, 1 a run or the database failed, 2 bad input, 130 stopped by Ctrl-C. Nothing heavy (torch, optuna,
+sqlmodel) is imported before a command needs it, so that `--help` answers at once. Results go to standard output,
+progress and errors to standard error.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dataeff.errors import DatabaseError, InputError, SchemaError
+import typer
+from typer import Argument, Option
+
+import dataeff
+from dataeff.errors import DataeffError, InputError, StudyError
 from dataeff.reports.text import cell_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    import pyarrow
 
     from dataeff.records.store import Database
+    from dataeff.specs.study import Study
+
+app = typer.Typer(
+    help="Which training recipe gets the lowest loss out of a fixed amount of text?\n\n"
+    "Declare a study in TOML, run it, and query the results in DuckDB.",
+    epilog="Start with: dataeff run quickstart. For a study of your own: dataeff init",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+HERE = Path("dataeff.duckdb")
+SUFFIXES = (".csv", ".json", ".parquet")
+VARIABLE = "DATAEFF_DATABASE"
+LONGEST = 290  # characters of an error, without the name of the command
+ROWS_ON_A_TERMINAL = 500
+Rows = Sequence[Sequence[Any]]
+
+
+def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command, with examples at the end of its help."""
+    return app.command(name, epilog="\n".join(["\b", *(f"Example: dataeff {example}" for example in examples)]))
+
+
+def _with_folder(database: Path) -> Path:
+    if not database.parent.is_dir():
+        raise InputError(f"{database}: there is no folder {database.parent}; create it, or name another file with --database")
+    return database
+
+
+def _with_suffix(output: Path | None) -> Path | None:
+    if output and output.suffix not in SUFFIXES:
+        raise InputError(f"-o {output}: the suffix decides how rows are written; valid: {', '.join(SUFFIXES)}")
+    return output
+
+
+def _studies(incomplete: str) -> list[str]:
+    from dataeff.specs.study import carried_studies
+
+    names = [*map(str, Path().glob("*.toml")), *(file.stem for file in Path().glob("*.files/studies/*.json")), *carried_studies()]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+_ABOUT = "the DuckDB file; runs are kept next to it, in NAME.files/"
+_TO_FILE = Option("--output", "-o", metavar="FILE", callback=_with_suffix, help="write rows to a .csv, .json or .parquet file")
+DatabaseFile = Annotated[Path, Option("--database", "-d", envvar=VARIABLE, dir_okay=False, callback=_with_folder, help=_ABOUT)]
+StudyName = Annotated[str, Argument(metavar="STUDY", help="a study's name or file", autocompletion=_studies)]
+AnyStudy = Annotated[str | None, Argument(metavar="STUDY", help="its name or file; all if left out", autocompletion=_studies)]
+OutputFile = Annotated[Path | None, _TO_FILE]
+Format = Annotated[Literal["table", "json", "csv"], Option("--format", help="how rows are printed")]
+PlotFile = Annotated[Path | None, Option("--plot", metavar="FILE", help="draw a chart to a .svg, .png or .html file")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dataeff {dataeff.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    database: Annotated[Path | None, Option("--database", "-d", help="the DuckDB file; works after a command too")] = None,
+    version: Annotated[bool, Option("--version", is_eager=True, callback=_print_version, help="print the version, exit")] = False,
+    debug: Annotated[bool, Option("--debug", help="show an error's traceback; works after a command too")] = False,
+) -> None:
+    os.environ |= {VARIABLE: str(database)} if database else {}  # every command reads it
+
+
+def load_study(study: str) -> Study:
+    """Return a study by its file, or by its name: NAME.toml in this folder comes before a built-in study."""
+    from dataeff.specs.study import Study
+
+    file = Path(f"{study}.toml")
+    return Study.load(file if file.is_file() and not Path(study).is_file() else study)
 
 
 def study_name(study: str) -> str:
-    """The name of a recorded study, given that or its file."""
-    from dataeff.specs.study import Study
-
-    return Study.load(study).spec.name if Path(study).suffix == ".toml" else study
+    """Return the name of a recorded study, given that or its file."""
+    return load_study(study).spec.name if study.endswith(".toml") else study
 
 
 def open_database(path: Path) -> Database:
@@ -31,61 +115,109 @@ def open_database(path: Path) -> Database:
     return Database(path)
 
 
-def renew(database: Path, study: str | None = None) -> None:
-    """Bring intervals up to date where the file can be written; where not, the rows say which are not."""
-    from dataeff.study.fits import renew_fits
+def show_rows(
+    columns: Sequence[str],
+    rows: Rows,
+    output: Path | None,
+    form: str,
+    table: Callable[[], None] | None = None,
+    document: object = None,
+    arrow: pyarrow.Table | None = None,
+) -> None:
+    """Print rows, or write them to `output`, as its suffix says.
+
+    A command that shows more than rows gives `table`, which prints it, and `document` for JSON; one whose rows have types that
+    Python lacks gives them for Parquet as `arrow`.
+    """
+    if output and form != "table":
+        raise InputError(f"-o {output} --format {form}: the suffix decides how a file is written; leave --format out")
+    form = output.suffix[1:] if output else form
+    if form == "table":
+        table() if table else print_table(columns, rows)
+    elif form == "parquet":
+        _write_parquet(columns, rows, output, arrow)
+    else:
+        objects = document or [dict(zip(columns, row, strict=True)) for row in rows]
+        text = _json(objects, indent=1) if form == "json" else _csv(columns, rows)
+        output.write_text(text, encoding="utf-8") if output else sys.stdout.write(text)
+    if output:
+        print(f"written to {output}", file=sys.stderr)
+
+
+def _write_parquet(columns: Sequence[str], rows: Rows, output: Path, arrow: pyarrow.Table | None) -> None:
+    """Write rows by way of DuckDB, whose Parquet has intervals and maps; HUGEINT becomes DECIMAL(38, 0)."""
+    import duckdb
+    import pyarrow
 
     try:
-        renew_fits(open_database(database), study)
-    except SchemaError:
-        raise
-    except DatabaseError as error:
-        print(f"dataeff: the intervals were not renewed: {error}", file=sys.stderr)
+        if arrow is None:
+            arrow = pyarrow.table([[row[i] for row in rows] for i in range(len(columns))], columns)
+        duckdb.connect().from_arrow(arrow).write_parquet(str(output))
+    except (duckdb.Error, pyarrow.ArrowException, OverflowError) as error:
+        raise InputError(f"{output} cannot be written: {error}; cast the column to VARCHAR, or write .csv or .json") from error
 
 
-def console(error: bool = False) -> Console:
-    from rich.console import Console
-
-    piped = not (sys.stderr if error else sys.stdout).isatty()
-    return Console(stderr=error, highlight=False, width=10_000 if piped else None)  # what is piped is not to be cut
-
-
-def show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False, as_csv: bool = False) -> None:
-    """Print rows as a table, as JSON (a list of objects) or as CSV."""
-    if as_json and as_csv:
-        raise InputError("--json and --csv: rows are printed in one form; give one of them")
-    if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    elif as_csv:
-        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
-    else:
-        print_table(columns, rows)
+def _csv(columns: Sequence[str], rows: Rows) -> str:
+    text = io.StringIO()
+    plain = ([_json(value).strip() if isinstance(value, (dict, list)) else value for value in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *plain])
+    return text.getvalue()
 
 
-def print_json(value: object) -> None:
-    print(json.dumps(value, default=str, indent=1))
+def _json(value: object, indent: int | None = None) -> str:
+    """Return strict JSON: NaN and infinity become null."""
+    try:
+        return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda name: None), indent=indent) + "\n"
+    except TypeError as error:
+        raise InputError(f"these rows cannot be JSON: {error}; cast the column to VARCHAR") from error
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table; one too wide for the terminal is printed as records, so that nothing is cut off."""
-    from rich.table import Table
-    from rich.text import Text
-
-    out = console()
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 2, 0, 0))
-    for i, name in enumerate(columns):
-        numeric = all(isinstance(row[i], (int, float, type(None))) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+def table_text(columns: Sequence[str], rows: Rows, width: int | None = None) -> str:
+    """Return rows as a table; as records where all but the last column is wider than `width`, or a text has lines."""
     texts = [[cell_text(value) for value in row] for row in rows]
-    for row in texts:
-        table.add_row(*(Text(value, style="dim" if value == "NULL" else "") for value in row))
-    if out.is_terminal and table.__rich_measure__(out, out.options.update(width=10_000)).maximum > out.width:
+    sides = [">" if all(isinstance(row[i], (int, float, type(None))) for row in rows) else "<" for i in range(len(columns))]
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    too_wide = width and sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 20) > width
+    if too_wide or any("\n" in text for row in texts for text in row):
         longest = max(map(len, columns))
-        for number, row in enumerate(texts, start=1):
-            out.print(Text(f"-- row {number} of {len(rows)}", style="dim"))
-            for name, value in zip(columns, row, strict=True):
-                out.print(Text(f"{name:>{longest}}  {value}"), soft_wrap=True)
-        return
-    out.print(table)
-    if not rows:
-        out.print(Text("(no rows)", style="dim"))
+        pairs = ((name, text) for row in texts for name, text in zip(columns, row, strict=True))
+        lines = [f"{name:>{longest}}  " + "\n" * ("\n" in text) + text for name, text in pairs]
+        return "\n".join(f"-- {i // len(columns) + 1}\n" * (i % len(columns) == 0) + line for i, line in enumerate(lines))
+    lines = (zip(row, sides, widths, strict=True) for row in [columns, *texts])
+    return "\n".join("  ".join(f"{text:{side}{size}}" for text, side, size in line).rstrip() for line in lines)
+
+
+def print_table(columns: Sequence[str], rows: Rows, title: str = "") -> None:
+    """Print a table, as much of it as anyone reads on a terminal."""
+    on_terminal = sys.stdout.isatty()
+    shown = rows[:ROWS_ON_A_TERMINAL] if on_terminal else rows
+    cut = f"({len(shown)} of {len(rows):,} rows; -o FILE writes all)" if len(shown) < len(rows) else "" if rows else "(no rows)"
+    text = table_text(columns, shown, shutil.get_terminal_size().columns if on_terminal else None)
+    print("\n".join(filter(None, [title and f"\n{title}", text, cut])))
+
+
+def main() -> None:
+    """Entry point: turns an error into one line and an exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
+    try:
+        sys.exit(app(args=arguments, prog_name="dataeff", standalone_mode=False))
+    except typer.Abort:
+        sys.exit("dataeff: nothing was changed")
+    except Exception as error:
+        of_click = hasattr(error, "format_message")  # typer does not export these classes
+        if "--debug" in sys.argv or not (of_click or isinstance(error, (DataeffError, OSError))):
+            raise
+        print(f"dataeff: {_message(error, of_click)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _message(error: Any, of_click: bool) -> str:
+    """Return an error as one line, or a line for each mistake in a study file; what is too long loses its middle."""
+    text = re.sub(r"\s*LINE \d+:.*?\^", "", str(error), flags=re.DOTALL)  # of DuckDB
+    if of_click:
+        path = error.ctx.command_path if error.ctx else "dataeff"
+        text = f"{error.format_message().replace('Value error, ', '')} See: {path} --help"
+    elif isinstance(error, OSError):
+        text += "; check the path, its permissions and the space on its disk, then try again"
+    lines = text.splitlines() if isinstance(error, StudyError) else [" ".join(text.split())]
+    return "\n".join(line if len(line) <= LONGEST else f"{line[:180]} ... {line[-105:]}" for line in lines)

@@ -1,203 +1,174 @@
-"""Commands on what is recorded: runs, show, sql, fit, export, import, rebuild."""
+"""Commands on what is recorded: runs, show, sql, fit, export, import, rebuild, doctor."""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import signal
+import subprocess
 import sys
+from code import InteractiveConsole
+from collections import Counter
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
-from dataeff.cli.common import console, open_database, print_json, print_table, renew, show_rows, study_name
-from dataeff.cli.options import DEFAULT_DATABASE, CsvOption, DatabaseOption, JsonOption, PlotOption, StudyArgument, app
-from dataeff.errors import DataeffError, InputError, nearest
+import dataeff
+from dataeff.cli import common
+from dataeff.cli.common import HERE, DatabaseFile, Format, OutputFile, PlotFile, StudyName, command
+from dataeff.errors import DataeffError, InputError, NotFoundError, QueryError, nearest
 from dataeff.reports.text import cell_text
 from dataeff.share import shared_folder
 
 if TYPE_CHECKING:
-    from dataeff.records.store import Database
+    import duckdb
+
+JOB = Argument(metavar="ID", help="the id of a run or another job, or the beginning of one")
+QUERY = Argument(help="one query; a prompt if left out; - reads standard input")
+TARGET = Argument(help="a new folder (of Parquet files; NAME.csv: of CSV files) or NAME.duckdb")
+LIBRARIES = ("torch", "duckdb", "optuna", "sqlmodel", "tokenizers")
+WEIGHED = {".safetensors": "weights", ".bin": "tokens"}
 
 
-@app.command()
+@command('runs --where "weight_decay > 1" --sort=-val_loss --limit 10', "runs --limit 0 --columns all -o runs.parquet")
 def runs(
     where: Annotated[list[str] | None, Option("--where", "-w", help="a SQL condition, such as 'lr < 0.01'; repeatable")] = None,
     sort: Annotated[str, Option("--sort", "-s", help="a column; a minus before it sorts descending")] = "val_loss",
     columns: Annotated[str | None, Option("--columns", "-c", help="comma-separated columns, or 'all'")] = None,
     limit: Annotated[int, Option("--limit", "-n", min=0, help="rows at most; 0 for all")] = 50,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
+    output: OutputFile = None,
+    form: Format = "table",
+    database: DatabaseFile = HERE,
 ) -> None:
-    """List runs, filtered and sorted by any column.
-
-    \b
-    Example: dataeff runs --where "weight_decay > 1" --sort=-val_loss --limit 10
-    Example: dataeff runs --limit 0 --columns run_id,lr,epochs,val_loss --csv > runs.csv
-    """
+    """List runs, filtered and sorted by any column."""
     from dataeff.records import queries
 
-    chosen = None if columns is None else [name.strip() for name in columns.split(",")]
-    with open_database(database).read() as connection:
-        names, rows = queries.runs(connection, where or [], sort, chosen, limit)
-    show_rows(names, rows, as_json, as_csv)
+    chosen = columns and [name.strip() for name in columns.split(",")]
+    with common.open_database(database).read() as connection:
+        result = queries.runs(connection, where or [], sort, chosen, limit)
+    common.show_rows(*result, output, form)
 
 
-@app.command()
-def show(
-    job_id: Annotated[str, Argument(metavar="ID", help="the id of a run or another job, or the beginning of one")],
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-) -> None:
-    """Show one run, or another job: its row, losses, attempts, cells.
-
-    \b
-    Example: dataeff show 4f2a
-    """
+@command("show 4f2a")
+def show(job_id: Annotated[str, JOB], output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+    """Show one run or other job with its attempts."""
     from dataeff.records import queries
 
-    with open_database(database).read() as connection:
+    with common.open_database(database).read() as connection:
         details = queries.job_details(connection, job_id.strip())
-    if as_json:
-        print_json(details)
-        return
-    kind, row = details.pop("kind"), details.pop("row")
-    for name, value in {"kind": kind, **row}.items():
-        if name != "spec" or kind != "train":
-            print(f"{name:>25}  {cell_text(value)}")
-    for title, rows in details.items():
-        if rows or title == "attempts":
-            print()
-            print_table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+    row = {"kind": details["kind"], **details["row"]}
+
+    def print_details() -> None:
+        print("\n".join(f"{name:>25}  {cell_text(value)}" for name, value in row.items()))
+        for title, rows in details.items():
+            if isinstance(rows, list) and rows:
+                common.print_table(list(rows[0]), [list(each.values()) for each in rows], title)
+
+    common.show_rows(list(row), [list(row.values())], output, form, print_details, details)
 
 
-@app.command()
+@command('sql "from recipe_summary"', 'sql "from run where epochs >= 8" -o runs.parquet')
 def sql(
-    query: Annotated[str | None, Argument(help="one SQL query; a prompt when left out; - reads standard input")] = None,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    parquet: Annotated[Path | None, Option(help="write the rows to this Parquet file")] = None,
+    query: Annotated[str | None, QUERY] = None, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE
 ) -> None:
-    """Ask the database in SQL, read-only. Tables and views are described in db/README.md.
+    """Query the database in SQL.
 
-    \b
-    Example: dataeff sql "select recipe, seed_tokens, limit_loss, e_low, e_high from asymptote"
-    Example: dataeff sql "from run where epochs >= 8" --parquet runs.parquet
+    Tables and views are described in db/README.md. A query changes nothing and reaches no files; for those, use DuckDB itself.
     """
-    from dataeff.records import queries
-
     if query is None and sys.stdin.isatty():
-        _prompt(open_database(database))
+        import readline  # noqa: F401 - gives input() editing and a history
+
+        sys.ps1, sys.ps2 = "dataeff> ", "    ...> "
+        _Prompt({"database": database}).interact("Queries end with ;   Ctrl-C stops one   Ctrl-D leaves", exitmsg="")
         return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # DuckDB may not notice Ctrl-C for minutes
     text = sys.stdin.read() if query in (None, "-") else query
-    with open_database(database).read() as connection:
-        columns, rows = queries.query(connection, text)
-    if parquet:
-        import pyarrow.parquet
-
-        table = pyarrow.table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
-        pyarrow.parquet.write_table(table, parquet)
-        print(f"{len(rows)} rows written to {parquet}", file=sys.stderr)
-    else:
-        show_rows(columns, rows, as_json, as_csv)
+    with common.open_database(database).read() as connection:
+        names, rows, arrow = _fetch(connection, text, bool(output) and output.suffix == ".parquet")
+    common.show_rows(names, rows, output, form, arrow=arrow)
 
 
-def _prompt(database: Database) -> None:
-    """Run queries until end of input or `.quit`. A query ends with a semicolon and may take several lines."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.application import get_app
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.filters import Condition
-    from prompt_toolkit.history import FileHistory
+def _fetch(connection: duckdb.DuckDBPyConnection, text: str, as_arrow: bool) -> tuple[list[str], common.Rows, Any]:
+    """Run one query that reads, without access to files; return names that differ, and its rows, either way."""
+    import duckdb
 
-    from dataeff.records import queries
-
-    tables = "select table_name, table_type from information_schema.tables order by all"
-    leave = (".quit", ".exit", "quit", "exit")
-
-    def incomplete() -> bool:
-        text = get_app().current_buffer.text.strip()
-        return text not in ("", *leave) and not text.startswith(".") and not text.endswith(";")
-
-    with database.read() as connection:
-        completer = WordCompleter(queries.names(connection), ignore_case=True)
-    print("SQL, read-only. A query ends with ;   .tables lists tables and views   .quit or Ctrl-D leaves")
-    session = PromptSession(history=FileHistory(str(Path.home() / ".dataeff_history")), completer=completer)
-    while True:
-        try:
-            text = session.prompt("dataeff> ", multiline=Condition(incomplete), prompt_continuation="    ...> ").strip()
-            if text in leave:
-                return
-            if text.startswith(".") and text != ".tables":
-                raise InputError(f"{text} is no command; valid: .tables, .quit")
-            if text:
-                with database.read() as connection:
-                    print_table(*queries.query(connection, tables if text == ".tables" else text))
-        except EOFError:
-            return
-        except DataeffError as error:
-            console().print(str(error), style="red", markup=False)
-        except (KeyboardInterrupt, RuntimeError):  # DuckDB turns Ctrl-C into a RuntimeError
-            console().print("interrupted", style="red")
+    try:
+        connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
+        *first, last = connection.extract_statements(text) or [None]
+        if last is None or last.type.name not in ("SELECT", "EXPLAIN") or any(each.query for each in first):  # PIVOT is two
+            raise QueryError("the database is read-only here: give one SELECT, FROM, PIVOT, DESCRIBE or EXPLAIN")
+        result = connection.execute(text)
+        names = [column[0] for column in result.description]
+        names = [f"{name}_{i}" if name in names[:i] else name for i, name in enumerate(names)]
+        arrow = result.to_arrow_table().rename_columns(names) if as_arrow else None
+        return names, result.fetchall(), arrow
+    except (duckdb.Error, OverflowError) as error:  # Python's times end before DuckDB's
+        raise QueryError(f"the query failed: {error}") from error
 
 
-@app.command()
+class _Prompt(InteractiveConsole):
+    def runsource(self, source: str, *_: str) -> bool:
+        """Run a query in a process of its own, which Ctrl-C ends; return whether it goes on in the next line."""
+        if not source.strip().endswith(";"):
+            return bool(source.strip())
+        arguments = [sys.executable, "-m", "dataeff", "sql", "-", "--database", str(self.locals["database"])]
+        subprocess.run(arguments, input=source, text=True)
+        return False
+
+
+@command(
+    "fit losses.csv --x parameters --y val_loss --group recipe",
+    "fit \"from best_run where recipe = 'regularized'\" --x parameters_total --y val_loss_mean -g seed_tokens",
+)
 def fit(
     table: Annotated[str, Argument(help="a CSV or Parquet file, or a SQL query on the database")],
     x: Annotated[list[str], Option("--x", help="x column; repeat for forms with several variables")],
     y: Annotated[str, Option("--y", help="column of the loss")],
-    form: Annotated[str, Option(help="power, reciprocal, power_without_floor, exponential, additive, ...")] = "power",
+    law: Annotated[str, Option("--form", help="power, reciprocal, power_without_floor, exponential, additive, ...")] = "power",
     group: Annotated[list[str] | None, Option("--group", "-g", help="column whose values are fitted apart")] = None,
     sd: Annotated[float | None, Option(help="known standard deviation of one y, such as run-to-run noise")] = None,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    plot: PlotOption = None,
+    output: OutputFile = None,
+    form: Format = "table",
+    plot: PlotFile = None,
+    database: DatabaseFile = HERE,
 ) -> None:
-    """Fit a scaling law to a table of losses.
+    """Fit a scaling law to any table of losses.
 
-    One row a group: parameters, the limit with its 90% interval, and what is doubtful. No study is needed.
-
-    \b
-    Example: dataeff fit losses.csv --x parameters --y val_loss --group recipe
-    Example: dataeff fit "from best_run where recipe = 'regularized'" --x parameters_total --y val_loss_mean -g seed_tokens
+    One row a group: parameters, the limit with its 90% interval, and caveats. No study is needed.
     """
     from dataeff.reports.fit_table import fit_table, law_on_a_grid
 
-    fitted = fit_table(table, form, x, y, group or [], open_database(database), sd)
+    fitted = fit_table(table, law, x, y, group or [], common.open_database(database), sd)
     if plot:
         from dataeff.reports.charts import laws_chart, save_chart
 
         drawn = [law_on_a_grid(*named) for named in fitted.fits]
         points, laws = ([record for each in drawn for record in each[i]] for i in (0, 1))
         save_chart(laws_chart(points, laws, x[0], y), plot)
-        print(f"drawn to {plot}", file=sys.stderr)
-    show_rows(fitted.columns, fitted.rows, as_json, as_csv)
+    common.show_rows(fitted.columns, fitted.rows, output, form)
 
 
-@app.command("export")
-def export_rows(
-    study: StudyArgument,
-    target: Annotated[Path, Argument(help="a new folder (of Parquet files; NAME.csv: of CSV files) or NAME.duckdb")],
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-) -> None:
-    """Write the rows of one study to files of their own.
-
-    \b
-    Example: dataeff export quickstart quickstart-results
-    Example: dataeff export quickstart quickstart.results.duckdb
-    """
+@command("export quickstart quickstart-results", "export quickstart results.duckdb")
+def export(study: StudyName, target: Annotated[Path, TARGET], database: DatabaseFile = HERE) -> None:
+    """Write all rows of a study to files, to be imported elsewhere."""
     from dataeff.records.exchange import export_study
 
-    counts = export_study(open_database(database), study_name(study), target)
-    show_rows(["table", "rows"], list(counts.items()), as_json)
-    print(f"written to {target}", file=sys.stderr)
+    counts = export_study(common.open_database(database), common.study_name(study), target)
+    print(f"{target}: " + ", ".join(f"{table} {rows:,}" for table, rows in counts.items()))
 
 
-@app.command("import")
+@command(
+    "import laptop",
+    'import runs.csv --study mine --map lr="learning rate" --map "recipe=\'standard\'" --ignore "Notes*"',
+    'import "mlflow:sqlite:///mlflow.db#scaling" --study mine --map "seed_tokens=tokens_m * 1e6" --limit tuned=N',
+    name="import",
+)
 def import_rows(
-    source: Annotated[str, Argument(help="an exported folder, a study with bundled results, or a table of runs")],
+    source: Annotated[str, Argument(help="an exported folder or .duckdb file, bundled results, or a table of runs")],
     study: Annotated[str | None, Option(metavar="NAME", help="record the table's rows as runs of this study")] = None,
     columns: Annotated[list[str] | None, Option("--map", metavar="COLUMN=SOURCE", help="SOURCE: a column or SQL")] = None,
     ignored: Annotated[list[str] | None, Option("--ignore", metavar="COLUMN", help="kept in spec alone; * is any text")] = None,
@@ -205,71 +176,89 @@ def import_rows(
     baseline: Annotated[str | None, Option(metavar="RECIPE", help="whose data law measures data efficiency")] = None,
     limits: Annotated[list[str] | None, Option("--limit", metavar="RECIPE=LIMIT", help="best (default) or N (asymptote)")] = None,
     question: Annotated[str | None, Option(help="what the study asks")] = None,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
+    output: OutputFile = None,
+    form: Format = "table",
+    database: DatabaseFile = HERE,
 ) -> None:
-    """Add an exported study, or runs trained elsewhere.
+    """Add an exported study or runs trained elsewhere.
 
-    What is there already stays as it is. A table is a file (.csv, .tsv, .parquet, .json, .jsonl), mlflow:URI#EXPERIMENT or
-    wandb:ENTITY/PROJECT. Its columns that are named as those of table `run` (db/README.md, with units) map by themselves;
-    every other one is to be mapped, to a column of run, recipe, size or members, or ignored.
-
-    \b
-    Example: dataeff import laptop
-    Example: dataeff import runs.csv --study mine --map lr="learning rate" --map "recipe='standard'" --ignore "Notes*"
-    Example: dataeff import "mlflow:sqlite:///mlflow.db#scaling" --study mine --map "seed_tokens=tokens_m * 1e6" --limit tuned=N
+    What is recorded already stays as it is. A table is a file (.csv, .tsv, .parquet, .json, .jsonl), mlflow:URI#EXPERIMENT or
+    wandb:ENTITY/PROJECT. Columns named as in table `run` (db/README.md) map by themselves; each other is mapped or ignored.
     """
     from dataeff.records.exchange import import_study
     from dataeff.records.imports import Import, import_runs
     from dataeff.records.sources import is_source, read_source
-    from dataeff.study.index import index_studies
+    from dataeff.study import fits, index
 
-    carried = {folder.name: folder for folder in shared_folder("studies").iterdir() if folder.is_dir()}
-    folder = Path(source) if Path(source).is_dir() else carried.get(source)
-    options = {"study": study, "map": columns, "ignore": ignored, "where": where, "baseline": baseline, "limit": limits}
-    given = [f"--{name}" for name, value in {**options, "question": question}.items() if value is not None]
-    if folder is not None:
-        if given:
-            raise InputError(f"{source} is an exported study, which comes in as it is; leave out {', '.join(given)}")
-        added = import_study(open_database(database), folder)
-        index_studies(open_database(database))
-        renew(database)
-        show_rows(["table", "new_rows"], list(added.items()), as_json)
-        return
-    if not is_source(source):
-        raise InputError(f"there is no folder {source}, and no bundled results of that name; {nearest(source, carried)}")
-    if study is None:
+    opened = common.open_database(database)
+    bundled = {folder.name: folder for folder in shared_folder("studies").iterdir() if folder.is_dir()}
+    exported = Path(source).is_dir() or source.endswith(".duckdb")
+    folder = Path(source) if exported else bundled.get(source)
+    if folder and any((study, columns, ignored, where, baseline, limits, question)):
+        raise InputError(f"{source} is an exported study, which comes in as it is; leave out all options but --database")
+    if folder:
+        counts = import_study(opened, folder)
+        index.index_studies(opened)
+    elif not is_source(source):
+        raise InputError(f"there is no folder {source}, and no bundled results of that name; {nearest(source, bundled)}")
+    elif study is None:
         raise InputError(f"{source} is a table of runs; say with --study NAME which study they become")
-    mapped, limit_of = _pairs("--map", columns), _pairs("--limit", limits)
-    request = Import(study, mapped, ignored or (), where or "true", baseline, limit_of, question)
-    counts = import_runs(open_database(database), read_source(source), request)
-    renew(database, study)
-    show_rows(["what", "count"], list(counts.items()), as_json)
+    else:
+        mapped, limit_of = _pairs("--map", columns), _pairs("--limit", limits)
+        request = Import(study, mapped, ignored or (), where or "true", baseline, limit_of, question)
+        counts = import_runs(opened, read_source(source), request)
+    fits.renew_fits(opened, study)
+    common.show_rows(["what", "count"], list(counts.items()), output, form)
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts or ():
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not (name and equals and value) or name in pairs:
-            raise InputError(f"{option} {text}: give NAME=VALUE, each name once")
-        pairs[name] = value
-    return pairs
+    pairs = [tuple(part.strip() for part in text.partition("=")[::2]) for text in texts or ()]
+    if len(dict(pairs)) < len(pairs) or not all(map(all, pairs)):
+        raise InputError(f"{option} {f' {option} '.join(texts)}: give NAME=VALUE, each name once")
+    return dict(pairs)
 
 
-@app.command()
-def rebuild(database: DatabaseOption = DEFAULT_DATABASE) -> None:
-    """Make the database anew from the files beside it.
+@command("rebuild")
+def rebuild(database: DatabaseFile = HERE) -> None:
+    """Make the database again from its files.
 
-    Every run, ensemble, sample, study and import is a file in NAME.files/; the database is an index of them. The file that
-    was there is kept as NAME.previous1.duckdb.
-
-    \b
-    Example: dataeff rebuild
+    Runs, studies and imports are files in NAME.files/. The old database is kept as NAME.previous1.duckdb.
     """
-    from dataeff.cli.live import stage_bars
-    from dataeff.study.index import rebuild as make_anew
+    from dataeff.cli.live import show_stage
+    from dataeff.study import index
 
-    with stage_bars(console(error=True)) as progress:
-        previous = make_anew(open_database(database), lambda done, total: progress("index jobs", done, total))
-    print(f"{database} is rebuilt" + (f"; what was there is now {previous}" if previous else ""), file=sys.stderr)
+    previous = index.rebuild(common.open_database(database), lambda done, total: show_stage("index jobs", done, total))
+    print(f"{database} is rebuilt" + (f"; the old one is {previous}" if previous else ""), file=sys.stderr)
+
+
+@command("doctor")
+def doctor(output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+    """Check versions, devices, disk and database."""
+    from dataeff.data.tokens import built_tokens
+    from dataeff.execution.local import default_workers
+    from dataeff.facts.store import Store
+    from dataeff.records import queries
+    from dataeff.training.device import describe_device, pick_device
+
+    store, folder = Store.beside(database), database.resolve().parent
+    sizes: Counter[str] = Counter()
+    for file in filter(Path.is_file, store.path.rglob("*")):
+        sizes[WEIGHED.get(file.suffix, "other files")] += file.stat().st_size
+    free = shutil.disk_usage(folder).free / 2**30
+    rows = [
+        ("dataeff", "ok", f"{dataeff.__version__}, Python {platform.python_version()} ({sys.executable})"),
+        ("libraries", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)),
+        ("device", "ok", f"{describe_device(pick_device('auto'))}; {default_workers()} worker(s) by default"),
+        ("disk", "ok" if free > 1 else "bad", f"{free:.1f} GiB free in {folder}"),
+        ("folder", *(("ok", "can be written") if os.access(folder, os.W_OK) else ("bad", f"{folder} cannot be written"))),
+        ("files", "ok", f"{store.path}: " + ", ".join(f"{kind} {size / 2**20:,.1f} MiB" for kind, size in sizes.items())),
+        *(("corpus", "ok", f"{t.name}: {t.train_tokens:,} training tokens, {t.vocabulary} words") for t in built_tokens(store)),
+    ]
+    try:
+        with common.open_database(database).read() as connection:
+            rows.append(("database", "ok", f"{database}: {queries.health(connection)}"))
+    except DataeffError as error:
+        rows.append(("database", "note" if isinstance(error, NotFoundError) else "bad", str(error)))
+    common.show_rows(["check", "state", "finding"], rows, output, form)
+    if any(state == "bad" for _, state, _ in rows):
+        raise typer.Exit(1)

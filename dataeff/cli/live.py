@@ -1,118 +1,73 @@
-"""The live view of a launch, and bars for what takes long before it."""
+"""How far a launch is, and what takes long before it, on standard error."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
-
+from dataeff.cli.common import table_text
 from dataeff.reports.text import count, duration
 
 if TYPE_CHECKING:
     from dataeff.study.launch import Launch
 
-# In the order in which cells are shown where there is no room for all.
-STATE_STYLE = dict(searching="cyan", blocked="red", open="red", boundary="yellow", waiting="dim", certified="green")
+STATES = ("searching", "blocked", "open", "boundary", "waiting", "certified")  # the first come first where room is short
+COLUMNS = ("recipe", "D", "size", "state", "loss", "runs", "to run", "optimum")
 
 
-def _view(launch: Launch, height: int | None = None) -> Group:
-    """The cells, as many as `height` lines hold, and the summary."""
-    states = list(launch.states.values())
-    if height is not None and len(states) > (room := max(1, height - 7)):
-        states = sorted(states, key=lambda state: list(STATE_STYLE).index(state.state))[:room]
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    axes = Text(" ".join(states[0].cell.grid.names), no_wrap=True, overflow="ellipsis")
-    for name in ("recipe", "D", "size", "state", "val_loss", axes, "runs", "wanted"):
-        right = name in ("D", "val_loss", "runs", "wanted")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name is not axes)  # without room the axes give way
+def show_stage(stage: str, done: int, total: int | None) -> None:
+    """Show how far a stage is, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{stage}: {f'{done / total:.0%}' if total else count(done)}", end="\r" * (done == total), file=sys.stderr)
+
+
+class LiveView:
+    """Shows a launch whenever it is called: a table in place on a terminal, a line every 15 s elsewhere."""
+
+    def __init__(self) -> None:
+        self.last, self.height, self.in_place = time.monotonic(), 0, sys.stderr.isatty()
+
+    def __call__(self, launch: Launch) -> None:
+        if time.monotonic() - self.last > (0.25 if self.in_place else 15):
+            self.last, size = time.monotonic(), shutil.get_terminal_size()
+            text = _view(launch, size.lines - 7) if self.in_place else _summary(launch).replace("\n", "; ")
+            self._print([line[: size.columns - 1] if self.in_place else line for line in text.splitlines()])
+
+    def _print(self, lines: list[str]) -> None:
+        print(f"\033[{self.height}F\033[J" * (self.height > 0) + "\n".join(lines), file=sys.stderr)
+        self.height = len(lines) * self.in_place
+
+    def end(self, launch: Launch) -> None:
+        """Print the table, and what went wrong, for good."""
+        blocked = [state for state in launch.states.values() if state.state == "blocked"]
+        self._print([_view(launch), *(f"{s.cell.id} cannot be trained: {s.reason}" for s in blocked), *launch.failures])
+
+
+def _view(launch: Launch, room: int | None = None) -> str:
+    """The cells, those in `room` lines that matter most, and the summary. A loss is that of a single model."""
+    states, rows = list(launch.states.values()), []
+    if room and len(states) > room:
+        states = sorted(states, key=lambda state: STATES.index(state.state))[:room]
     for state in states:
-        cell, loss, point = state.cell, "-", ""
-        if state.certificate is not None and state.certificate.best is not None:
-            loss = f"{state.certificate.loss:.4f}"
-            point = " ".join(f"{value:g}" for value in cell.grid.values(state.certificate.best).values())
-        table.add_row(
-            cell.recipe,
-            str(cell.seed_tokens),
-            cell.size.name,
-            Text(state.state, style=STATE_STYLE[state.state]),
-            loss,
-            Text(point, no_wrap=True, overflow="ellipsis"),
-            str(sum(use.role != "ensemble" for use in state.uses)),
-            str(len(state.wanted) or ""),
-        )
+        cell, point = state.cell, {} if state.best is None else state.cell.grid.values(state.best)
+        loss = f"{state.certificate.loss:.4f}" if point and launch.demand.recipe(cell).members == 1 else ""
+        runs, optimum = sum(use.role != "ensemble" for use in state.uses), " ".join(f"{k} {v:g}" for k, v in point.items())
+        rows.append((cell.recipe, cell.seed_tokens, cell.size.name, state.state, loss, runs, len(state.wanted), optimum))
     left_out = len(launch.states) - len(states)
-    return Group(table, Text((f"({left_out} more cells)\n" if left_out else "") + summary_line(launch)))
+    return f"{table_text(COLUMNS, rows)}\n" + f"({left_out} more cells)\n" * (left_out > 0) + _summary(launch)
 
 
-def summary_line(launch: Launch) -> str:
-    """Return cells by state, runs, speed, time spent and left; further lines for a busy database and a stopping launch."""
-    queue, left = launch.queue, launch.seconds_left()
+def _summary(launch: Launch) -> str:
+    queue, left, now = launch.queue, launch.seconds_left(), time.monotonic()
     running = min(queue.executor.slots, len(queue.running))
-    queued = len(queue) - running
     text = "cells: " + ", ".join(f"{n} {state}" for state, n in launch.counts.items())
-    text += f"\nruns: {launch.trained} trained, {launch.reused} reused, {running} running"
-    if queued:
-        text += f", {queued} queued"
-    if queue.latest:
-        text += f", {count(sum(progress.tokens_per_second for progress in queue.latest.values()))} tokens/s"
-    text += f"; {duration(time.monotonic() - launch.began)} so far"
-    if left and len(queue):
-        text += f", about {duration(left)} left"
+    text += f"\nruns: {launch.trained} trained, {launch.reused} reused, {running} running, {len(queue) - running} queued"
+    text += f"; {duration(now - launch.began)} so far" + (f", about {duration(left)} left" if left and len(queue) else "")
     if launch.database_busy_since is not None:
-        waited = duration(time.monotonic() - launch.database_busy_since)
-        text += f"\nthe database file is held by another program for {waited}; results wait in their folders"
-    if launch.stopping:
+        held = duration(now - launch.database_busy_since)
+        text += f"\nanother program has held the database for {held}; results wait in their folders"
+    if launch.stopping and running:
         text += "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once"
     return text
-
-
-@contextmanager
-def stage_bars(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Yield what shows a stage's progress (its name, done, in all) as a bar on a terminal."""
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show
-
-
-@contextmanager
-def live_view(console: Console, launch: Launch) -> Iterator[Callable[[Launch], None]]:
-    """Yield what shows the launch, cheap enough to be called often: a table on a terminal, a line every 15 s elsewhere.
-
-    At the end the final table and what went wrong are printed for good.
-    """
-    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-    last = time.monotonic()
-
-    def show(launch: Launch) -> None:
-        nonlocal last
-        if time.monotonic() - last < (0.25 if live else 15):
-            return
-        last = time.monotonic()
-        if live:
-            live.update(_view(launch, console.height))
-        else:
-            console.print(summary_line(launch).replace("\n", "; "), soft_wrap=True)
-
-    try:
-        with live or nullcontext():
-            yield show
-    finally:
-        console.print(_view(launch))
-        for state in launch.states.values():
-            if state.state == "blocked":
-                console.print(f"{state.cell.id} cannot be trained: {state.reason}", markup=False, soft_wrap=True)
-        for failure in launch.failures:
-            console.print(Text(failure, style="red"), soft_wrap=True)

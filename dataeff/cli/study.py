@@ -1,125 +1,105 @@
-"""Commands on studies: plan, run, status, answer, report."""
+"""Commands on studies: init, plan, run, status, answer, app, report, refresh, delete."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, Exit, Option
+import typer
+from typer import Argument, Option
 
-from dataeff.cli.common import console, open_database, print_table, show_rows, study_name
-from dataeff.cli.options import DEFAULT_DATABASE, CsvOption, DatabaseOption, JsonOption, PlotOption, StudyArgument, app
-from dataeff.errors import DataeffError, InputError, nearest
+from dataeff.cli import common
+from dataeff.cli.common import HERE, AnyStudy, DatabaseFile, Format, OutputFile, PlotFile, StudyName, command
+from dataeff.errors import DataeffError, InputError
 from dataeff.reports.text import count, duration
+from dataeff.share import shared_folder
 
 if TYPE_CHECKING:
-    from dataeff.specs.study import Study
-    from dataeff.study.launch import Launch
     from dataeff.study.plan import Plan
 
+Workers = Annotated[int | None, Option(min=1, help="worker processes; default one a GPU, else one a CPU core")]
+Kind = Annotated[Literal["local", "inline"], Option(help="local: worker processes; inline: this process")]
+Storage = Annotated[str | None, Option(help="Optuna storage URL; default a journal in NAME.files/optuna/")]
+REPORT = Option("--output", "-o", metavar="FILE", help="a .html file, or a .md file with charts as PNG; default STUDY.html")
+HOST = Option(help="the address to listen on")
+NO_BROWSER = Option("--no-browser", help="for a machine without a screen")
+NOT_SHOWN = ("val_loss_mean", "seeds", "diverged", "search_ended_at", "reason")  # of cells, in the table
+YES = Option("--yes", "-y", help="do not ask")
 
-@app.command()
-def plan(study: StudyArgument, database: DatabaseOption = DEFAULT_DATABASE, as_json: JsonOption = False) -> None:
-    """Say what a study would train and what that would cost.
+@command("init mine.toml")
+def init(file: Annotated[Path, Argument(help="the study file to write")] = Path("mine.toml")) -> None:
+    """Write a commented study file, to be edited. It runs as it is."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.toml", file.name):
+        raise InputError(f"{file}: a study is named after its file: use letters, digits, '.', '_', '-', then .toml")
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write((shared_folder("studies") / "quickstart.toml").read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise InputError(f"{file} exists and was left as it is; name another file") from None
+    print(f"{file} is written. Set its question and its [corpus], then: dataeff plan {file}; dataeff run {file}")
+
+
+@command("plan laptop")
+def plan(study: StudyName, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+    """Show what a study would train and what that would cost.
 
     Nothing is trained. The first plan of a corpus tokenizes it, as `run` would.
-
-    \b
-    Example: dataeff plan laptop
     """
-    from dataeff.cli.live import stage_bars
-    from dataeff.specs.study import Study
-    from dataeff.study.plan import COLUMNS
+    from dataeff.cli.live import show_stage
+    from dataeff.study.plan import COLUMNS, unanswerable
     from dataeff.study.plan import plan as make_plan
 
-    with stage_bars(console(error=True)) as progress:
-        planned = make_plan(Study.load(study), open_database(database), progress)
-    if as_json:
-        show_rows(COLUMNS, planned.rows, as_json)
-    else:
-        _print_plan(planned)
+    loaded = common.load_study(study)
+    planned = make_plan(loaded, common.open_database(database), show_stage)
+    common.show_rows(COLUMNS, planned.rows, output, form, lambda: _print_plan(planned))
+    print("".join(f"warning: {line}\n" for line in unanswerable(loaded.spec)), end="", file=sys.stderr)
 
 
 def _print_plan(planned: Plan) -> None:
     from dataeff.study.plan import ASSUMED_GPU_FLOPS, COLUMNS
 
-    per_hour = ASSUMED_GPU_FLOPS * 3600
-    long = planned.seconds > 1000 * 3600
-    rows = [
-        (recipe, d, size, count(n), *rest, count(flops), count(flops / per_hour) if long else duration(hours * 3600))
-        for recipe, d, size, n, *rest, flops, hours in planned.rows
-    ]
-    print_table([*COLUMNS[:-1], "GPU hours" if long else "time"], rows)
+    rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
+    common.print_table([*COLUMNS[:-1], "time"], rows)
     if changes := planned.changes:
-        print(
-            f"\nsince the last launch: {changes.kept} cells as they were, {changes.searched_again} to be searched again, "
-            f"{changes.new} new, {changes.dropped} dropped; {changes.runs_reused} recorded runs are used"
-        )
-    if not planned.runs:
-        print("\nnothing to train: every search has ended")
-        return
-    print(
-        f"\nabout {planned.runs} runs to train, {count(planned.flops)} FLOPs: {duration(planned.seconds)} on {planned.workers} "
-        f"worker(s) here, or {planned.flops / per_hour:,.2g} GPU hours at {ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)\n"
-        f"speed here: {planned.speed}\n"
-        "expected runs are an estimate: a search decides as it goes and ends when its optimum is certified"
-    )
+        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in vars(changes).items())
+        print(f"\nsince the last launch, cells: {counts}")
+    hours = f"{planned.flops / ASSUMED_GPU_FLOPS / 3600:,.2g} GPU hours at {ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)"
+    here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
+    estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
+    print("\n" + (estimate if planned.runs else "nothing to train: every search has ended"))
     if planned.note:
         print(planned.note)
 
 
-@app.command()
+@command("run quickstart", "run mine.toml --workers 1")
 def run(
-    study: StudyArgument,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    workers: Annotated[int | None, Option(min=1, help="worker processes; default one a GPU, else one a CPU core")] = None,
-    executor: Annotated[str, Option(help="local (worker processes) or inline (this process)")] = "local",
-    storage: Annotated[str | None, Option(help="Optuna storage URL; default a journal in NAME.files/optuna/")] = None,
+    study: StudyName, workers: Workers = None, executor: Kind = "local", storage: Storage = None, database: DatabaseFile = HERE
 ) -> None:
     """Train what a study is missing and print its answer.
 
-    Every run is recorded. Stop it with Ctrl-C, or kill it, at any moment; the same command goes on where it was.
-
-    \b
-    Example: dataeff run quickstart
-    Example: DATAEFF_DATABASE=~/runs.duckdb dataeff run mine.toml --workers 1
+    Every run is recorded. Stop it with Ctrl-C at any moment; the same command goes on from there.
     """
-    from dataeff.specs.study import Study
-
-    if executor not in ("local", "inline"):
-        raise InputError(f"--executor {executor}: no such executor; {nearest(executor, ('local', 'inline'))}")
-    loaded = Study.load(study)
-    launch = _launch(loaded, database, workers, executor, storage)
-    if launch.fits_failed:
-        print(f"the intervals were not renewed: {launch.fits_failed}", file=sys.stderr)
-    if launch.stopping:
-        print("stopped; the same command goes on where this ended", file=sys.stderr)
-        raise Exit(130)
-    if launch.failures:
-        raise DataeffError(f"{len(launch.failures)} job(s) failed, see above; `dataeff run` tries them again")
-    _print_answer(loaded.spec.name, database)
-
-
-def _launch(study: Study, database: Path, workers: int | None, executor: str, storage: str | None) -> Launch:
-    """Run the study under the live view, until nothing is left to do or it was stopped by a signal."""
     import optuna
 
-    from dataeff.cli.live import live_view, stage_bars
+    from dataeff.cli.live import LiveView, show_stage
     from dataeff.execution.inline import InlineExecutor
     from dataeff.execution.local import LocalExecutor
     from dataeff.study.launch import Launch
 
+    if executor == "inline" and workers:
+        raise InputError(f"--executor inline --workers {workers}: inline trains in this process alone; leave one of them out")
+    loaded = common.load_study(study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    stderr = console(error=True)
     with InlineExecutor() if executor == "inline" else LocalExecutor(workers) as pool:
-        with stage_bars(stderr) as progress:
-            launch = Launch(study, database, pool, storage, progress)
-        print(f"{study.spec.name}: {study.spec.question}\n{pool.slots} worker(s), {database}", file=sys.stderr)
+        launch, view = Launch(loaded, database, pool, storage, show_stage), LiveView()
+        print(f"{loaded.spec.name}: {loaded.spec.question}\n{pool.slots} worker(s), {database}", file=sys.stderr)
         if launch.previous:
-            text = f"the database of another version was made anew from {launch.store.path}; it is now {launch.previous}"
-            print(text, file=sys.stderr)
+            print(f"another version of dataeff wrote {database}: rebuilt; the old file is {launch.previous}", file=sys.stderr)
         if launch.cells_deleted:
             print(f"the study has changed: {launch.cells_deleted} of its cells were removed; their runs stay", file=sys.stderr)
 
@@ -129,105 +109,130 @@ def _launch(study: Study, database: Path, workers: int | None, executor: str, st
             launch.stop()
 
         handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        with live_view(stderr, launch) as show:
-            launch.run(show)
+        try:
+            launch.run(view)
+        finally:
+            view.end(launch)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    return launch
+    if launch.fits_failed:
+        print(f"the fits were not renewed; `dataeff refresh` tries again: {launch.fits_failed}", file=sys.stderr)
+    if launch.stopping:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if launch.failures:
+        raise DataeffError(f"{len(launch.failures)} job(s) failed, see above; `dataeff run` tries them again")
+    answer(loaded.spec.name, database=database)
 
 
-@app.command()
-def status(
-    study: Annotated[str | None, Argument(help="name of a recorded study; all of them when left out")] = None,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-) -> None:
+@command("status", "status quickstart")
+def status(study: AnyStudy = None, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
     """Show the recorded studies, or the cells of one.
 
-    \b
-    Example: dataeff status quickstart
+    Of a cell `-o` and `--format` also give why it is not certified.
     """
     from dataeff.records import queries
 
-    with open_database(database).read() as connection:
-        columns, rows = queries.studies(connection) if study is None else queries.cells(connection, study)
-    if study is None or as_json or as_csv:
-        show_rows(columns, rows, as_json, as_csv)
-        return
-    shown = ("recipe", "seed_tokens", "size", "state", "best_loss", "margin", "lr", "weight_decay", "epochs", "runs")
-    cells = [dict(zip(columns, row, strict=True)) for row in rows]
-    print_table(shown, [[cell[name] for name in shown] for cell in cells])
-    for cell in cells:
-        if cell["state"] != "certified":
-            print("{state}: {recipe}, D = {seed_tokens}, {size}: {reason}".format(**cell))
+    with common.open_database(database).read() as connection:
+        columns, rows = queries.cells(connection, common.study_name(study)) if study else queries.studies(connection)
+    shown = [i for i, name in enumerate(columns) if name not in NOT_SHOWN]
+    chosen = [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+    common.show_rows(columns, rows, output, form, lambda: common.print_table(*chosen))
 
 
-@app.command()
+@command("answer quickstart", "answer quickstart --plot answer.svg")
 def answer(
-    study: StudyArgument,
-    database: DatabaseOption = DEFAULT_DATABASE,
-    as_json: JsonOption = False,
-    as_csv: CsvOption = False,
-    plot: PlotOption = None,
+    study: StudyName, output: OutputFile = None, form: Format = "table", plot: PlotFile = None, database: DatabaseFile = HERE
 ) -> None:
-    """Print the table a study exists for.
-
-    Limits, asymptotes and data efficiency, each with its interval.
-
-    \b
-    Example: dataeff answer quickstart
-    Example: dataeff answer quickstart --plot answer.svg
-    """
-    name = study_name(study)
-    if plot:
-        from dataeff.reports.charts import limits_chart, require_chart_suffix, save_chart
-        from dataeff.reports.frames import study_limits
-
-        require_chart_suffix(plot)
-    _print_answer(name, database, as_json, as_csv)
-    if plot:
-        with open_database(database).read() as connection:
-            chart = limits_chart(**study_limits(connection, name))
-        save_chart(chart, plot)
-        print(f"drawn to {plot}", file=sys.stderr)
-
-
-def _print_answer(name: str, database: Path, as_json: bool = False, as_csv: bool = False) -> None:
+    """Show losses, limits, data efficiency and caveats."""
     from dataeff.reports.answer import study_answer
 
-    with open_database(database).read() as connection:
-        answer = study_answer(connection, name)
-    if as_json or as_csv:
-        show_rows(*answer["numbers"], as_json, as_csv)
-        return
-    console().print(f"{answer['sentence']}\n", markup=False)
-    print_table(*answer["trained"], title="\nTrained")
-    print_table(*answer["limits"], title="\nLimits, extrapolated")
-    console().print("\n".join(["", *answer["caveats"]]), markup=False)
+    name = common.study_name(study)
+    with common.open_database(database).read() as connection:
+        found = study_answer(connection, name)
+        if plot:
+            from dataeff.reports.charts import limits_chart, save_chart
+            from dataeff.reports.frames import study_limits
+
+            save_chart(limits_chart(**study_limits(connection, name)), plot)
+
+    def print_answer() -> None:
+        print(found["question"], found["sentence"], sep="\n\n")
+        common.print_table(*found["trained"], title="Trained")
+        common.print_table(*found["limits"], title="Limits, extrapolated")
+        print("\nCaveats", *found["caveats"], sep="\n")
+
+    common.show_rows(*found["numbers"], output, form, print_answer)
 
 
-@app.command()
+@command("app", "app --no-browser --port 8600", name="app")
+def serve(
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535, help="the port to listen on")] = 8501,
+    no_browser: Annotated[bool, NO_BROWSER] = False,
+    database: DatabaseFile = HERE,
+) -> None:
+    """Open the dashboard in a browser."""
+    common.open_database(database).require_usable()
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port or host") from error
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: whoever reaches {host}:{port} can read all of {database}: there is no password", file=sys.stderr)
+    options = {"server.address": host, "server.port": port, "server.headless": str(no_browser).lower()}
+    options |= {"server.showEmailPrompt": "false", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal"}
+    options |= {"theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#56B4E9"}
+    streamlit = [sys.executable, "-m", "streamlit", "run", str(shared_folder("app") / "main.py")]
+    arguments = [*streamlit, *(f"--{name}={value}" for name, value in options.items())]
+    os.execve(sys.executable, arguments, {**os.environ, "DATAEFF_DATABASE": str(database.resolve())})
+
+
+@command("report quickstart", "report quickstart -o quickstart.md")
 def report(
-    study: StudyArgument,
-    output: Annotated[Path | None, Option("--output", "-o", help="the file to write; default STUDY.html or STUDY.md")] = None,
-    form: Annotated[str | None, Option("--format", help="html (one file that needs no network) or md (charts as PNG)")] = None,
-    database: DatabaseOption = DEFAULT_DATABASE,
+    study: StudyName,
+    output: Annotated[Path | None, REPORT] = None,
+    authors: Annotated[list[str] | None, Option("--author", help="a name to put on it; repeatable")] = None,
+    database: DatabaseFile = HERE,
 ) -> None:
     """Write a study's answer to a file, with figures.
 
-    Also caveats, methods, cost, and the SQL behind each number.
-
-    \b
-    Example: dataeff report quickstart -o report.html
-    Example: dataeff report quickstart --format md
+    Also tables, caveats, methods, cost, and the SQL of each number.
     """
     from dataeff.reports.export import require_report_form, study_report, write_report
 
-    name = study_name(study)
-    form = form or (output.suffix[1:] if output else "html")
-    require_report_form(form)
-    with open_database(database).read() as connection:
-        made = study_report(connection, name)
-    for file in write_report(made, output or Path(f"{name}.{form}"), form):
-        print(file)
+    name = common.study_name(study)
+    file = output or Path(f"{name}.html")
+    require_report_form(file.suffix[1:])
+    with common.open_database(database).read() as connection:
+        print(*write_report(study_report(connection, name, authors or ()), file, file.suffix[1:]), sep="\n")
+
+
+@command("refresh", "refresh quickstart")
+def refresh(study: AnyStudy = None, database: DatabaseFile = HERE) -> None:
+    """Fit laws again whose runs have changed.
+
+    `run`, `import` and `rebuild` do so themselves.
+    """
+    from dataeff.records.queries import require_study
+    from dataeff.study.fits import renew_fits
+
+    name, opened = study and common.study_name(study), common.open_database(database)
+    if name:
+        with opened.read() as connection:
+            require_study(connection, name)
+    print(f"{renew_fits(opened, name)} fits renewed")
+
+
+@command("delete quickstart")
+def delete(study: StudyName, yes: Annotated[bool, YES] = False, database: DatabaseFile = HERE) -> None:
+    """Delete a study, its cells and fits. Its runs stay recorded, except those that were imported with it."""
+    from dataeff.facts.store import Store
+    from dataeff.study.index import delete_study, deletion
+
+    name, opened = common.study_name(study), common.open_database(database)
+    with opened.read() as connection:
+        print(f"study {name} in {database}: {deletion(connection, Store.beside(database), name)[0]}")
+    if not yes:
+        typer.confirm("Delete it?", abort=True)
+    delete_study(opened, name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-SIGNIFICANT_DIGITS = 5
-
 
 def count(number: float) -> str:
     """Return a count people can read: 16384 -> 16.4k, 209715200 -> 210M, 1.2e18 -> 1.2e+18."""
@@ -18,19 +16,13 @@ def count(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds as 42 s, 3 min 20 s, 5.2 h or 3.1 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
     if seconds < 6000:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+        return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def cell_text(value: Any) -> str:
-    """Return one value of a result as text: losses to five digits, lists and JSON as they are, NULL as such."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, float):
-        return f"{value:.{SIGNIFICANT_DIGITS}g}"
+    """Return one value of a result as text: numbers to five digits, times in this time zone, NULL as such."""
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    return str(value)
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+    return "NULL" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

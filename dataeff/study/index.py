@@ -10,6 +10,7 @@ Cells and their trials are no facts: they are what `resolve` makes of these.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -20,7 +21,7 @@ from typing import Any
 import duckdb
 from filelock import FileLock, Timeout
 
-from dataeff.errors import NotFoundError, SchemaError
+from dataeff.errors import InputError, NotFoundError, SchemaError, StudyRunningError
 from dataeff.facts.job import Fact
 from dataeff.facts.store import JobFolder, Store, load_fact, recorded_attempts
 from dataeff.records.exchange import is_export, record_export
@@ -34,7 +35,7 @@ from dataeff.records.ingest import (
     record_study,
     unrecorded,
 )
-from dataeff.records.queries import records
+from dataeff.records.queries import records, require_study
 from dataeff.records.store import Database
 from dataeff.search.coordinate_descent import certificate_columns
 from dataeff.specs.study import StudySpec
@@ -215,3 +216,55 @@ def bring_up_to_date(database: Database, progress: Callable[[int, int], None] | 
     except SchemaError:
         return rebuild(database, progress)
     return None
+
+
+USED = """
+WITH used AS (
+    SELECT 'train' AS kind, run_id AS id, study FROM trial JOIN cell USING (cell_id)
+    UNION SELECT 'ensemble', ensemble_id, study FROM cell_ensemble JOIN cell USING (cell_id)
+    UNION SELECT 'sample', samples, study FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id) WHERE samples IS NOT NULL
+)
+SELECT kind, id, list(study) AS studies FROM used GROUP BY ALL HAVING list_contains(studies, $1)"""
+TABLES = {"metric": "run_id", "evaluation": "run_id", "run": "run_id", "ensemble_loss": "ensemble_id", "ensemble": "ensemble_id"}
+TABLES |= {"sample": "sample_id", "attempt": "job_id"}
+
+
+def deletion(connection: duckdb.DuckDBPyConnection, store: Store, name: str) -> tuple[str, list[str]]:
+    """Return what `delete_study` would do, in words, and the ids of the jobs that go as well: those of an import, which no
+    folder of the store holds. Raises `NotFoundError`, or `InputError` where another study uses such jobs.
+    """
+    require_study(connection, name)
+    used = records(connection, USED, [name])
+    imported = [row for row in used if not (store.of_kind(row["kind"]) / row["id"] / "result.json").exists()]
+    if others := sorted({study for row in imported for study in row["studies"]} - {name}):
+        raise InputError(f"study {others[0]} uses runs that lie in the import of {name} alone; delete {others[0]} first")
+    cells, fits = connection.execute(
+        "SELECT (SELECT count(*) FROM cell WHERE study = $1), (SELECT count(*) FROM fit WHERE study = $1)", [name]
+    ).fetchone()
+    runs, gone = (sum(row["kind"] == "train" for row in rows) for rows in (used, imported))
+    text = f"its declaration, {cells} cells and {fits} fits will be deleted"
+    text += f", and {gone} runs that were imported with it" if gone else ""
+    return f"{text}; {runs - gone} runs stay, and other studies can use them", [row["id"] for row in imported]
+
+
+def delete_study(database: Database, name: str) -> None:
+    """Delete a study: first its files, so that `rebuild` does not bring it back, then its rows. Raises as `deletion` does, and
+    `StudyRunningError` while the study is launched.
+    """
+    store = Store.beside(database.path)
+    folder, hidden = (store.path / "imports" / each for each in (name, f".{name}.deleted"))
+    try:
+        with study_lock(store, name), database.write() as connection:
+            _, imported = deletion(connection, store, name)
+            for file in (study_file(store, name), *(store.path / "optuna").glob(f"{name}.log*")):
+                file.unlink(missing_ok=True)
+            if folder.exists():
+                folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+            delete_cells(connection, name)
+            connection.execute("DELETE FROM fit WHERE study = $1 OR list_contains($2, evidence)", [name, imported])
+            connection.execute("DELETE FROM study WHERE name = $1", [name])
+            for table, key in TABLES.items() if imported else ():
+                connection.execute(f"DELETE FROM {table} WHERE list_contains($1, {key})", [imported])
+    except Timeout:
+        raise StudyRunningError(f"study {name} is being run by another process; stop it, then delete it") from None

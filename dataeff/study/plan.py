@@ -14,7 +14,7 @@ from dataeff.facts.store import Store
 from dataeff.records import queries
 from dataeff.records.ingest import read_job, unrecorded
 from dataeff.records.store import Database
-from dataeff.specs.study import Study
+from dataeff.specs.study import Study, StudySpec
 from dataeff.study.demand import Demand
 from dataeff.study.index import load_results
 from dataeff.study.launch import check_budgets
@@ -116,3 +116,19 @@ def _changes(resolution: Resolution, before: dict[str, dict[str, float] | None])
     again = sum(before[cell_id] is not None and before[cell_id] != states[cell_id].optimum for cell_id in both)  # None: goes on
     used = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
     return Changes(len(both) - again, again, len(states.keys() - before.keys()), len(before.keys() - states.keys()), len(used))
+
+
+def unanswerable(spec: StudySpec) -> list[str]:
+    """Say what a study cannot answer as it is declared: a law of three parameters needs three points, its jackknife four."""
+    budgets, lines = len(spec.seed_tokens), []
+    if budgets < 3 and len(spec.recipes) > 1:
+        lines.append(f"no data efficiency: the baseline's law over D needs 3 budgets, and seed_tokens has {budgets}; add some")
+    for name, recipe in spec.recipes.items():
+        sizes, members = len(spec.sizes_of(name)), recipe.members
+        if "N" in recipe.limit and sizes < 3:
+            lines.append(f'recipes.{name}: limit = "{recipe.limit}" needs 3 sizes, and it has {sizes}; add some, or use "best"')
+        if "K" in recipe.limit and members < 3:
+            lines.append(f"recipes.{name}: no limit in K, which needs 3 members; raise members to 4")
+        elif "K" in recipe.limit and members == 3:
+            lines.append(f"recipes.{name}: no interval of the limit in K, which needs 4 members; raise members to 4")
+    return lines

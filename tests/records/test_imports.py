@@ -65,8 +65,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def readme() -> list[list[str]]:
-    """The words of each command of the section of the README."""
-    section = (ROOT / "README.md").read_text().split("## Results trained elsewhere")[1].split("\n## ")[0]
+    """The words of each command of docs/import.md."""
+    section = (ROOT / "docs" / "import.md").read_text()
     blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).replace("\\\n", "")
     return [shlex.split(line)[1:] for line in blocks.splitlines()]
 
@@ -374,14 +374,14 @@ def test_an_imported_study_is_exported_and_imported_as_any_other(database, tmp_p
 
 def test_the_command_tells_exports_from_tables(exported_folder, tmp_path):
     for arguments, said in (
-        ([exported_folder, "--study", "mine", "--where", "true"], "leave out --study, --where"),
+        ([exported_folder, "--study", "mine", "--where", "true"], "leave out all options"),
         ([PUBLISHED], "say with --study NAME"),
         ([PUBLISHED, "--study", "mine", "--map", "lr"], "--map lr: give NAME=VALUE"),
     ):
         done = dataeff("import", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr
     mapped = ["--map", "parameters_total=parameters_nominal"]
-    done = dataeff("import", PUBLISHED, "--study", "mine", *mapped, "--json", cwd=tmp_path)
+    done = dataeff("import", PUBLISHED, "--study", "mine", *mapped, "--format=json", cwd=tmp_path)
     assert {"what": "new runs", "count": 6} in json.loads(done.stdout)
 
 

@@ -57,7 +57,7 @@ def test_a_graph_whose_worker_is_killed_is_made_recorded_and_shown(database):
         ]
     )
     assert tried == [("total", "killed"), ("total", "finished")]
-    shown = dataeff("show", root.id[:6], "--database", database.path, "--json", cwd=Path(database.path).parent)
+    shown = dataeff("show", root.id[:6], "--database", database.path, "--format=json", cwd=Path(database.path).parent)
     assert shown.returncode == 0, shown.stderr
     details = json.loads(shown.stdout)
     assert details["kind"] == "total" and json.loads(details["row"]["result"])["total"] == 72
