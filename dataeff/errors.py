@@ -4,8 +4,6 @@ An error's message gives the value, the rule and the remedy in one or two lines.
 the command line turns `DataeffError` into a message and the exit code the class carries.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -3,8 +3,6 @@
 In a checkout they are the folders of that name beside the package; in an installed wheel they are carried inside it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from dataeff.errors import DataeffError

@@ -11,8 +11,6 @@ What a resample does not do: choose another optimum, another best size, or anoth
 also where they share runs; the baseline's draws are the same in its law and, but for that scale, in its own ratio.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

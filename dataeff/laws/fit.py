@@ -8,8 +8,6 @@ A law that fits badly raises nothing: what is doubtful about it is in `warnings`
 none. Intervals are in `dataeff.laws.intervals`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ Units: a, b, e and p are nats/token (a and b where the variable is 1), tau is me
 repetitions beyond the first pass, exponents have none. x, n, d and unique are in whatever unit the points were given in.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -9,8 +9,6 @@ benchmarks/laws.py measures that it covers, unlike residual bootstraps of few po
 their noise, as those of 1 ... K members of one ensemble do: take the jackknife over members (the view `ensemble_asymptote`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

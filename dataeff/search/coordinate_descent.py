@@ -9,8 +9,6 @@ on restarts, or on what other studies happen to have run.
 It keeps no state, runs nothing, and takes a loss at its word: it does not model noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ its point until someone tells it FAIL, as Optuna's heartbeat does.
 same instant may get the same point.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Optuna's storage is a mirror that `optuna-dashboard` opens. A study is made anew
 whenever the cell's grid or starts have changed, so there is no state to reconcile: the records are the truth.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

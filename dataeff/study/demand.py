@@ -7,8 +7,6 @@
 Pure values: nothing here knows what is recorded.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@
 An ensemble is an immutable fact, so its law is fitted once. Where nothing is stale nothing is written.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -7,8 +7,6 @@
 Cells and their trials are no facts: they are what `resolve` makes of these.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence

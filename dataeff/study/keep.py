@@ -8,8 +8,6 @@ Weights go when the cells that used their run have nothing left to do (with `non
 the queue reads them. What is needed again is trained again by itself, so removing too much costs time and no result.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Jobs without a study: plan a graph of jobs, make what is missing, record it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from dataeff.errors import TrainingError

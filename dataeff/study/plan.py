@@ -1,7 +1,5 @@
 """What a study would train, what is recorded already, and what the rest would cost here. Nothing is trained or written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ What two ask for is made once. An input whose result is recorded but whose weigh
 here knows of studies or searches.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ has; so what is wanted depends on results alone, never on timing. After a job ha
 cells that read its result, and those that build on them. Nothing here trains, waits or writes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace

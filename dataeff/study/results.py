@@ -5,8 +5,6 @@ they have in common with others but the axes: so a cell sees what anyone trained
 no facts: the next launch tries again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
