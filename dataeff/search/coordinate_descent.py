@@ -132,10 +132,11 @@ def certificate(results: Mapping[Point, float], grid: Grid) -> Certificate:
     missing = _unrun(plateaus[best], results, grid)
     edges = tuple(grid.edges(best))
     losses = [results[p] for p in grid.neighbours(best) if p in results]
-    margin = min(losses) - loss if losses else None
+    margin, ties = (min(losses) - loss if losses else None), losses.count(loss)
     state = "open" if missing else "boundary" if edges else "certified"
     reason = _reason(len(grid.neighbours(best)), len(plateaus[best]), missing, edges, margin)
-    return Certificate(state, best, loss, missing, edges, margin, losses.count(loss), reason)
+    reason += f"; {ties} have exactly the same loss" if ties else ""
+    return Certificate(state, best, loss, missing, edges, margin, ties, reason)
 
 
 def certificate_columns(best: Certificate | None, results: Mapping[Point, float], grid: Grid) -> dict[str, object]:
@@ -146,7 +147,7 @@ def certificate_columns(best: Certificate | None, results: Mapping[Point, float]
     known = best.best is not None
     return {
         "state": best.state,
-        "reason": best.reason + (f"; {best.ties} have exactly the same loss" if best.ties else ""),
+        "reason": best.reason,
         "best": list(best.best) if known else None,
         "best_loss": best.loss,
         "margin": best.margin if best.margin is not None and math.isfinite(best.margin) else None,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from dataeff.errors import InputError, NotFoundError, SchemaError, StudyRunningError
+from dataeff.errors import InputError, NotFoundError, StudyRunningError
 from dataeff.facts.job import Fact
 from dataeff.facts.store import JobFolder, Store, load_fact, recorded_attempts
 from dataeff.records.exchange import is_export, record_export
@@ -105,10 +105,9 @@ def load_results(connection: duckdb.DuckDBPyConnection, corpus: str) -> Results:
             any_value(wall_seconds) AS wall_seconds, any_value(device) AS device
         FROM ensemble JOIN ensemble_loss USING (ensemble_id) WHERE corpus = $1 GROUP BY ensemble_id"""
     for row in records(connection, text, [corpus]):
-        results.add_job(row["ensemble_id"], EnsembleResult.model_validate(row))
-    for table, key in (("sample", "sample_id"), ("job", "job_id")):
-        for (job_id,) in connection.execute(f"SELECT {key} FROM {table}").fetchall():
-            results.add_job(job_id, None)
+        results.others[row["ensemble_id"]] = EnsembleResult.model_validate(row)
+    unread = connection.execute("SELECT sample_id FROM sample UNION ALL SELECT job_id FROM job").fetchall()
+    results.others |= {job_id: None for (job_id,) in unread}
     return results
 
 
@@ -198,22 +197,17 @@ def index_studies(database: Database, corpus: str | None = None, besides: str | 
     store = Store.beside(database.path)
     for fact in study_facts(store):
         if corpus in (None, fact.corpus) and fact.spec.name != besides:
-            with suppress(Timeout), study_lock(store, fact.spec.name):
+            with suppress(StudyRunningError), lock_study(store, fact.spec.name):
                 index_study(database, fact)
 
 
-def study_lock(store: Store, name: str) -> FileLock:
-    """Return the lock that a launch of a study holds; acquiring it raises `Timeout` at once where another has it."""
-    return FileLock(store.path / f"{name}.lock", timeout=0)
-
-
-def bring_up_to_date(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:
-    """Rebuild a database that another version of dataeff wrote; return where that was moved to, None where nothing was done."""
+def lock_study(store: Store, name: str) -> AcquireReturnProxy:
+    """Hold a study, as its launch does. Raises `StudyRunningError` where another process holds it."""
     try:
-        database.require_usable()
-    except SchemaError:
-        return rebuild(database, progress)
-    return None
+        return FileLock(store.path / f"{name}.lock", timeout=0).acquire()
+    except Timeout:
+        reason = f"study {name} is being run by another process on {store.path}"
+        raise StudyRunningError(f"{reason}; wait for it, or stop it") from None
 
 
 USED = """
@@ -246,23 +240,20 @@ def deletion(connection: duckdb.DuckDBPyConnection, store: Store, name: str) -> 
 
 
 def delete_study(database: Database, name: str) -> None:
-    """Delete a study: first its files, so that `rebuild` does not bring it back, then its rows. Raises as `deletion` does, and
-    `StudyRunningError` while the study is launched.
+    """Delete a study: first its files, so that `rebuild` does not bring it back, then its rows. Raises as `deletion` and
+    `lock_study` do.
     """
     store = Store.beside(database.path)
     folder, hidden = (store.path / "imports" / each for each in (name, f".{name}.deleted"))
-    try:
-        with study_lock(store, name), database.write() as connection:
-            _, imported = deletion(connection, store, name)
-            for file in (study_file(store, name), *(store.path / "optuna").glob(f"{name}.log*")):
-                file.unlink(missing_ok=True)
-            if folder.exists():
-                folder.rename(hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
-            delete_cells(connection, name)
-            connection.execute("DELETE FROM fit WHERE study = $1 OR list_contains($2, evidence)", [name, imported])
-            connection.execute("DELETE FROM study WHERE name = $1", [name])
-            for table, key in TABLES.items() if imported else ():
-                connection.execute(f"DELETE FROM {table} WHERE list_contains($1, {key})", [imported])
-    except Timeout:
-        raise StudyRunningError(f"study {name} is being run by another process; stop it, then delete it") from None
+    with lock_study(store, name), database.write() as connection:
+        _, imported = deletion(connection, store, name)
+        for file in (study_file(store, name), *(store.path / "optuna").glob(f"{name}.log*")):
+            file.unlink(missing_ok=True)
+        if folder.exists():
+            folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        delete_cells(connection, name)
+        connection.execute("DELETE FROM fit WHERE study = $1 OR list_contains($2, evidence)", [name, imported])
+        connection.execute("DELETE FROM study WHERE name = $1", [name])
+        for table, key in TABLES.items() if imported else ():
+            connection.execute(f"DELETE FROM {table} WHERE list_contains($1, {key})", [imported])

@@ -15,20 +15,19 @@ from dataeff.study.queue import Queue
 from dataeff.study.resolve import CellState, Resolution
 
 
-def prune_weights(keep: str, resolution: Resolution, queue: Queue, changed: Iterable[CellState]) -> int:
-    """Remove weights that the changed cells, or the cells they build on, needed until now; return of how many runs."""
+def prune_weights(keep: str, resolution: Resolution, queue: Queue, changed: Iterable[CellState]) -> None:
+    """Remove weights that the changed cells, or the cells they build on, needed until now."""
     if keep == "all":
-        return 0
+        return
     states = {state.cell.id: state for state in changed}
     for state in list(states.values()):
         states |= {parent: resolution.states[parent] for parent in state.cell.builds_on}
     run_ids = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
-    removable = [run_id for run_id in run_ids if not _is_needed(run_id, keep, resolution, queue)]
-    for run_id in removable:
-        folder = queue.store.run(run_id)
-        folder.weights.unlink(missing_ok=True)
-        shutil.rmtree(folder.path / "snapshots", ignore_errors=True)
-    return len(removable)
+    for run_id in run_ids:
+        if not _is_needed(run_id, keep, resolution, queue):
+            folder = queue.store.run(run_id)
+            folder.weights.unlink(missing_ok=True)
+            shutil.rmtree(folder.path / "snapshots", ignore_errors=True)
 
 
 def _is_needed(run_id: str, keep: str, resolution: Resolution, queue: Queue) -> bool:

@@ -15,11 +15,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
-from filelock import FileLock, Timeout
-
-from dataeff.data.tokens import Tokens, build_tokens
-from dataeff.errors import DatabaseBusyError, DataeffError, StudyError, StudyRunningError
+from dataeff.data.tokens import OnProgress, build_tokens
+from dataeff.errors import DatabaseBusyError, DataeffError, SchemaError, StudyError
 from dataeff.execution.base import Executor
 from dataeff.facts.job import Job
 from dataeff.facts.store import Store, load_fact, write_atomically
@@ -30,17 +27,17 @@ from dataeff.study.demand import Demand
 from dataeff.study.fits import renew_fits
 from dataeff.study.index import (
     StudyFact,
-    bring_up_to_date,
     index_jobs,
     index_studies,
     index_study,
+    lock_study,
+    rebuild,
     record_folders,
     study_file,
-    study_lock,
     write_cells,
 )
 from dataeff.study.keep import prune_weights
-from dataeff.study.queue import Done, GivenUp, Queue
+from dataeff.study.queue import JobEnd, Queue
 from dataeff.study.resolve import CellState, Resolution
 from dataeff.work.train import Train
 
@@ -59,7 +56,7 @@ class Launch:
         database: Path | str,
         executor: Executor,
         storage: str | None = None,
-        on_progress: Callable[[str, int, int | None], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """Prepare: build or find the tokens, check the budgets, index the store. `storage` is an Optuna URL.
 
@@ -68,10 +65,12 @@ class Launch:
         self.study, self.spec = study, study.spec
         self.database = Database(database)
         self.store = Store.beside(self.database.path)
-        self.previous = bring_up_to_date(self.database)  # before minutes are spent on tokens
-        tokens = build_tokens(self.spec.corpus, self.spec.tokenizer, study.directory, self.store, on_progress)
-        check_budgets(study, tokens)
-        self.demand = Demand(self.spec, tokens.fingerprint, tokens.vocabulary, tokens.separator)
+        self.previous: Path | None = None  # where a database that another version wrote was moved to
+        try:
+            self.database.require_usable()
+        except SchemaError:
+            self.previous = rebuild(self.database)
+        self.demand = build_demand(study, self.store, on_progress)
         self.began = time.monotonic()
         self.trained = self.flops_trained = 0
         self.failures: list[str] = []
@@ -82,7 +81,7 @@ class Launch:
         self._done: dict[str, Job] = {}  # to be recorded
         self._changed: dict[str, CellState] = {}
         self._last_flush, self._last_fit, self._fit_pause = -math.inf, self.began, FIT_SECONDS
-        self._lock = self._claim()
+        self._lock = lock_study(self.store, self.spec.name).lock
         try:
             optuna_storage = open_storage(storage or self.store.path / "optuna" / f"{self.spec.name}.log")
             self._studies = CellStudies(optuna_storage, self.spec.resources.points_in_flight)
@@ -92,28 +91,20 @@ class Launch:
             raise
         self.queue = Queue(executor, self.store, self.spec.resources.evaluations)
 
-    def _claim(self) -> FileLock:
-        """Hold the study for as long as this object lives."""
-        lock = study_lock(self.store, self.spec.name)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StudyRunningError(
-                f"study {self.spec.name} is being run by another process on {self.store.path}; wait for it, stop it, or give "
-                "this study another name"
-            ) from None
-        return lock
-
     def _index(self) -> tuple[Resolution, int]:
         """Record the study and what the store has of it; return how it stands, and how many cells it has no longer."""
         name, now = self.spec.name, datetime.now(UTC)
         file = study_file(self.store, name)
         started = load_fact(StudyFact, file).started_at if file.exists() else now
-        demand, text = self.demand, self.study.source
-        corpus = {"corpus": demand.corpus, "vocabulary": demand.vocabulary, "separator": demand.separator}
-        fact = StudyFact(spec=self.spec, text=text, **corpus, started_at=started, updated_at=now)
+        corpus = {key: getattr(self.demand, key) for key in ("corpus", "vocabulary", "separator")}
+        fact = StudyFact(spec=self.spec, text=self.study.source, **corpus, started_at=started, updated_at=now)
         with self.database.write(FIRST_WRITE_SECONDS) as connection:
-            require_no_import(connection, name, self.study)
+            row = connection.execute("SELECT imported_from FROM study WHERE name = $1", [name]).fetchone()
+            if row and row[0]:
+                raise StudyError(
+                    f"study {name} of this database was imported from {row[0]}, and a launch would replace it; give this "
+                    "study another name, or name another file with --database"
+                )
             write_atomically(file, fact.model_dump_json(indent=1))
             index_jobs(connection, self.store)
         return index_study(self.database, fact, FIRST_WRITE_SECONDS)
@@ -169,12 +160,12 @@ class Launch:
             for job in state.wanted:
                 self.queue.add(job)
 
-    def _learn(self, ended: list[Done | GivenUp]) -> None:
+    def _learn(self, ended: list[JobEnd]) -> None:
         """Take in how jobs ended, and go on from there."""
         results, surfaces = self.resolution.results, []
         for event in ended:
             job = event.job
-            if isinstance(event, Done):
+            if event.result:
                 surfaces.append(results.add(job, event.result))
                 self._done[job.id] = job
                 if isinstance(job, Train):
@@ -182,7 +173,7 @@ class Launch:
                     self.flops_trained += job.flops * event.worked
                     self._trained_ids |= {job.id} if event.worked else set()
             elif event.failure:
-                results.fail(job.id, event.failure)
+                results.failures[job.id] = event.failure
                 self._done[job.id] = job
                 self.failures.append(f"{job.kind} {job.id}: {event.failure.outcome}: {event.failure.reason}")
         changed = self.resolution.update([event.job.id for event in ended], filter(None, surfaces))
@@ -237,28 +228,23 @@ class Launch:
         return left / self.flops_trained * (time.monotonic() - self.began)
 
 
-def require_no_import(connection: duckdb.DuckDBPyConnection, name: str, study: Study) -> None:
-    """Raise `StudyError` where the database has an imported study of this name, which a launch would replace."""
-    row = connection.execute("SELECT imported_from FROM study WHERE name = $1", [name]).fetchone()
-    if row and row[0]:
-        raise StudyError(
-            f"study {name} of this database was imported from {row[0]}, and a launch would replace it; give this "
-            "study another name, or name another file with --database"
-        )
+def build_demand(study: Study, store: Store, on_progress: OnProgress | None = None) -> Demand:
+    """Build or find the tokens of a study, and return what it asks for on them.
 
-
-def check_budgets(study: Study, tokens: Tokens) -> None:
-    """Raise `StudyError` when a budget is larger than the corpus, or the validation split too small."""
-    largest, step = study.spec.seed_tokens[-1], study.spec.training.batch_size * study.spec.training.context_length
+    Raises `StudyError` when a budget is larger than the corpus, or the validation split too small; `CorpusError`.
+    """
+    corpus, tokenizer, training = study.spec.corpus, study.spec.tokenizer, study.spec.training
+    tokens = build_tokens(corpus, tokenizer, study.directory, store, on_progress)
+    largest, step = study.spec.seed_tokens[-1], training.batch_size * training.context_length
     if largest > tokens.train_tokens:
         raise StudyError(
-            f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{study.spec.corpus.name}' has: "
+            f"{study.place_of('seed_tokens')}seed_tokens {largest} is more than corpus '{corpus.name}' has: "
             f"{tokens.train_tokens} training tokens; use at most {tokens.train_tokens // step * step}, or a larger corpus"
         )
-    stated = study.spec.tokenizer.vocabulary
-    if study.spec.tokenizer.kind == "hugging_face" and stated not in (None, tokens.vocabulary):
+    if tokenizer.kind == "hugging_face" and tokenizer.vocabulary not in (None, tokens.vocabulary):
         raise StudyError(
-            f"{study.place_of('tokenizer')}tokenizer.vocabulary {stated} is not what {study.spec.tokenizer.name} has: "
+            f"{study.place_of('tokenizer')}tokenizer.vocabulary {tokenizer.vocabulary} is not what {tokenizer.name} has: "
             f"{tokens.vocabulary}; state that, or leave it out"
         )
-    tokens.validation(study.spec.training.validation_sequences, study.spec.training.context_length)
+    tokens.validation(training.validation_sequences, training.context_length)
+    return Demand(study.spec, tokens.fingerprint, tokens.vocabulary, tokens.separator)

@@ -8,7 +8,7 @@ from dataeff.facts.job import Fact, Job
 from dataeff.facts.store import Store, load_fact
 from dataeff.records.store import Database
 from dataeff.study.index import record_folders
-from dataeff.study.queue import GivenUp, Queue
+from dataeff.study.queue import Queue
 
 
 def missing_jobs(jobs: Iterable[Job], store: Store) -> list[Job]:
@@ -40,13 +40,11 @@ def make_jobs(jobs: Sequence[Job], database: Database, executor: Executor) -> li
         queue.add(job)
     while len(queue):
         ended = queue.wait(0.25)
-        failures += [event for event in ended if isinstance(event, GivenUp)]
+        failures += [event for event in ended if event.result is None]
         if ended:
             with database.write() as connection:
                 record_folders(connection, [(event.job.kind, store.folder(event.job)) for event in ended])
     if failures:
-        reasons = [
-            f"{each.job.kind} {each.job.id}: {each.failure.reason if each.failure else 'interrupted'}" for each in failures
-        ]
-        raise TrainingError("; ".join(reasons))
+        reasons = ((end.job, end.failure.reason if end.failure else "interrupted") for end in failures)
+        raise TrainingError("; ".join(f"{job.kind} {job.id}: {reason}" for job, reason in reasons))
     return [load_fact(job.Result, store.folder(job).result) for job in jobs]

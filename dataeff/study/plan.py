@@ -1,11 +1,11 @@
 """What a study would train, what is recorded already, and what the rest would cost here. Nothing is trained or written."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataeff.data.tokens import build_tokens
+from dataeff.data.tokens import OnProgress
 from dataeff.errors import NotFoundError
 from dataeff.execution.local import default_workers, usable_gpus
 from dataeff.facts.store import Store
@@ -15,8 +15,8 @@ from dataeff.records.store import Database
 from dataeff.specs.study import Study, StudySpec
 from dataeff.study.demand import Demand
 from dataeff.study.index import load_results
-from dataeff.study.launch import check_budgets
-from dataeff.study.resolve import Resolution, resolve
+from dataeff.study.launch import build_demand
+from dataeff.study.resolve import CellState, resolve
 from dataeff.study.results import Results
 
 # FLOP/s of a worker before anything was recorded: a CPU core on tiny models, measured at 1.5e10 to 4e10 on a 2020s server
@@ -50,7 +50,7 @@ class Plan:
     note: str | None = None
 
 
-def plan(study: Study, database: Database, on_progress: Callable[[str, int, int | None], None] | None = None) -> Plan:
+def plan(study: Study, database: Database, on_progress: OnProgress | None = None) -> Plan:
     """Return the priced plan of `study`. Raises `CorpusError` when the corpus cannot be read.
 
     A size is priced at the median speed of its recorded runs, one never run at the median of all, else at an assumed one.
@@ -59,30 +59,28 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
     hours and gigabytes, so nothing counts as recorded then.
     """
     spec, store, note = study.spec, Store.beside(database.path), None
-    results, speeds, before = Results(), {}, {}
+    results, speeds, before = Results(), {}, []
     if spec.tokenizer.kind == "hugging_face" and spec.tokenizer.vocabulary:
         demand = Demand(spec, "not tokenized", spec.tokenizer.vocabulary, 0)
         note = "the corpus was not read: its size is not checked, and no run counts as recorded"
     else:
-        tokens = build_tokens(spec.corpus, spec.tokenizer, study.directory, store, on_progress)
-        check_budgets(study, tokens)
-        demand = Demand(spec, tokens.fingerprint, tokens.vocabulary, tokens.separator)
+        demand = build_demand(study, store, on_progress)
         try:
             with database.read() as connection:
-                results = load_results(connection, tokens.fingerprint)
+                results = load_results(connection, demand.corpus)
                 speeds = queries.flops_per_second(connection)
-                before = _recorded_cells(queries.records(connection, RECORDED_CELLS, [spec.name]))
+                before = queries.records(connection, RECORDED_CELLS, [spec.name])
                 folders = unrecorded(connection, store)
         except NotFoundError:  # no database yet
             folders = unrecorded(None, store)
         for kind, folder in folders:
             if folder.result.exists():
                 results.add(*read_job(kind, folder))
-    now, estimate = resolve(demand, results).states, resolve(demand, results, provisional=True)
+    now, estimate = resolve(demand, results).states, resolve(demand, results, provisional=True).states
     assumed = ASSUMED_GPU_FLOPS if usable_gpus() else ASSUMED_CPU_FLOPS
     usual = sorted(speeds.values())[len(speeds) // 2] if speeds else assumed
     workers, rows, seconds = default_workers(), [], 0.0
-    for state in estimate.states.values():
+    for state in estimate.values():
         cell = state.cell
         parameters = demand.study.model(cell.size, demand.vocabulary).parameters_total
         needed = state.flops_left / speeds.get(parameters, usual) / workers
@@ -92,26 +90,20 @@ def plan(study: Study, database: Database, on_progress: Callable[[str, int, int 
     source = "median of the recorded runs of each size"
     if not speeds:
         source = f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
-    runs, flops = (sum(getattr(state, name) for state in estimate.states.values()) for name in ("runs_left", "flops_left"))
+    runs, flops = (sum(getattr(state, name) for state in estimate.values()) for name in ("runs_left", "flops_left"))
     return Plan(rows, runs, flops, seconds, workers, source, _changes(estimate, before) if before else None, note)
 
 
-RECORDED_CELLS = "SELECT cell_id, axes, best, search_ended_at IS NOT NULL AS ended FROM cell WHERE study = $1"
+RECORDED_CELLS = "SELECT cell_id, axes, if(search_ended_at IS NULL, NULL, best) AS optimum FROM cell WHERE study = $1"
 
 
-def _recorded_cells(rows: list[dict[str, Any]]) -> dict[str, dict[str, float] | None]:
-    """Return the optimum of each recorded cell, None where its search had not ended."""
-    optima: dict[str, dict[str, float] | None] = {}
-    for row in rows:
-        axes, best = json.loads(row["axes"]), row["best"] if row["ended"] else None
-        optima[row["cell_id"]] = best and {axis: values[i] for (axis, values), i in zip(axes.items(), best, strict=True)}
-    return optima
-
-
-def _changes(resolution: Resolution, before: dict[str, dict[str, float] | None]) -> Changes:
-    states = resolution.states
+def _changes(states: Mapping[str, CellState], recorded: Iterable[Mapping[str, Any]]) -> Changes:
+    before: dict[str, dict[str, float] | None] = {}  # optima, None for a search that goes on
+    for row in recorded:
+        axes, optimum = json.loads(row["axes"]), row["optimum"]
+        before[row["cell_id"]] = optimum and {axis: axes[axis][i] for axis, i in zip(axes, optimum, strict=True)}
     both = states.keys() & before.keys()
-    again = sum(before[cell_id] is not None and before[cell_id] != states[cell_id].optimum for cell_id in both)  # None: goes on
+    again = sum(before[cell_id] not in (None, states[cell_id].optimum) for cell_id in both)
     used = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
     return Changes(len(both) - again, again, len(states.keys() - before.keys()), len(before.keys() - states.keys()), len(used))
 

@@ -18,20 +18,15 @@ ATTEMPTS = 2  # tries at a job that fails or is killed, in one launch; one that 
 
 
 @dataclass(frozen=True)
-class Done:
-    """A job has its result; `worked` is False where it was there already."""
+class JobEnd:
+    """How a job left the queue: with a result, which `worked` is False for if it was there already; or with a failure; or,
+    without either, interrupted.
+    """
 
     job: Job
-    result: Fact
-    worked: bool
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """A job has no result; without a failure it was interrupted."""
-
-    job: Job
-    failure: Failure | None
+    result: Fact | None = None
+    worked: bool = False
+    failure: Failure | None = None
 
 
 class Queue:
@@ -43,7 +38,6 @@ class Queue:
         self.latest: dict[str, Progress] = {}
         self.stopping = False
         self._waiting: dict[str, tuple[Job, set[str]]] = {}  # and the inputs it lacks
-        self._needed_by: dict[str, set[str]] = {}
         self._tries: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -53,8 +47,8 @@ class Queue:
         return job_id in self.running or job_id in self._waiting
 
     def needs(self, job_id: str) -> bool:
-        """Whether a job in the queue has this one as an input."""
-        return bool(self._needed_by.get(job_id))
+        """Whether a job in the queue lacks this one as an input."""
+        return any(job_id in lacking for _, lacking in self._waiting.values())
 
     def add(self, job: Job) -> None:
         """Have a job made, and before it what it lacks of its inputs. Raises `InputError` for an input known by its id alone."""
@@ -64,7 +58,6 @@ class Queue:
         for input_id, needed in lacking.items():
             if needed is None:
                 raise InputError(f"job {job.id} has the input {input_id}, of which only the id is known; give the job itself")
-            self._needed_by.setdefault(input_id, set()).add(job.id)
             self.add(needed)
         if lacking:
             self._waiting[job.id] = job, set(lacking)
@@ -76,9 +69,9 @@ class Queue:
         self.stopping = True
         self.executor.stop()
 
-    def wait(self, timeout: float) -> list[Done | GivenUp]:
+    def wait(self, timeout: float) -> list[JobEnd]:
         """Return what has ended, waiting at most `timeout` seconds for it."""
-        ended: list[Done | GivenUp] = []
+        ended: list[JobEnd] = []
         for event in self.executor.events(timeout):
             if isinstance(event, Progress):
                 self.latest[event.id] = event
@@ -93,21 +86,21 @@ class Queue:
         self._tries[job.id] += 1
         self.executor.submit(Request(job, self.store, self.evaluations))
 
-    def _end(self, event: Ended) -> list[Done | GivenUp]:
+    def _end(self, event: Ended) -> list[JobEnd]:
         job = self.running.pop(event.id)
         self.latest.pop(event.id, None)
         if event.outcome in ("finished", "diverged"):
             result = load_fact(job.Result, self.store.folder(job).result)
-            return [Done(job, result, event.trained), *self._release(job, job.useless(result))]
+            return [JobEnd(job, result, event.trained), *self._release(job, job.useless(result))]
         if not self.stopping and event.outcome in ("failed", "killed", "preempted") and self._tries[job.id] < ATTEMPTS:
             self._submit(job)
             return []
         interrupted = self.stopping and event.outcome == "preempted"
         return self._give_up(job, None if interrupted else Failure(event.outcome, event.reason or "no reason given"))
 
-    def _release(self, job: Job, useless: str | None) -> list[GivenUp]:
+    def _release(self, job: Job, useless: str | None) -> list[JobEnd]:
         """Submit what waited for this job alone; where no job can read it, give up what waits for it."""
-        given_up: list[GivenUp] = []
+        given_up: list[JobEnd] = []
         for waiting, lacking in self._waiting_for(job):
             lacking.discard(job.id)
             if useless:
@@ -117,9 +110,9 @@ class Queue:
                 self._submit(waiting)
         return given_up
 
-    def _give_up(self, job: Job, failure: Failure | None) -> list[GivenUp]:
+    def _give_up(self, job: Job, failure: Failure | None) -> list[JobEnd]:
         self._waiting.pop(job.id, None)
-        given_up = [GivenUp(job, failure)]
+        given_up = [JobEnd(job, failure=failure)]
         for waiting, _ in self._waiting_for(job):
             why = Failure("failed", f"its input {job.id}: {failure.outcome}: {failure.reason}") if failure else None
             given_up += self._give_up(waiting, why)
@@ -127,6 +120,6 @@ class Queue:
 
     def _waiting_for(self, job: Job) -> Iterator[tuple[Job, set[str]]]:
         """Yield each job that waits for this one when its turn comes, and the inputs it lacks."""
-        for job_id in sorted(self._needed_by.pop(job.id, ())):
+        for job_id in sorted(each for each, (_, lacking) in self._waiting.items() if job.id in lacking):
             if job_id in self._waiting:
                 yield self._waiting[job_id]

@@ -13,18 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from dataeff.errors import InputError, OffGridError
+from dataeff.errors import OffGridError
 from dataeff.facts.job import Job
-from dataeff.laws.fit import fit_power_law
-from dataeff.search.coordinate_descent import Certificate, certificate, certificate_columns, walk
+from dataeff.laws.chain import fit_curves
+from dataeff.search.coordinate_descent import Certificate, certificate, walk
 from dataeff.specs.grid import Point
 from dataeff.specs.spec import Input
 from dataeff.specs.study import Cell
 from dataeff.study.demand import Demand
 from dataeff.study.results import Failure, Results, surface
 from dataeff.work.train import Train
-
-NO_LIMIT = {"points_do_not_fall", "alpha_at_lower_bound", "alpha_at_upper_bound", "e_at_zero"}  # as the SQL has it
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,11 @@ class CellState:
 
 
 class Resolution:
-    """The states of a study's cells, by id, in the order in which they can start."""
+    """The states of a study's cells, by id, in the order in which they can start.
+
+    In a `provisional` one no cell waits for another that has any result: it builds on the best that is recorded so far. That
+    is what a plan prices; a launch waits.
+    """
 
     def __init__(self, demand: Demand, results: Results, provisional: bool = False) -> None:
         self.demand, self.results, self.provisional = demand, results, provisional
@@ -113,11 +115,7 @@ class Resolution:
 
 
 def resolve(demand: Demand, results: Results, provisional: bool = False) -> Resolution:
-    """Return how a study stands. The same demand on the same results is the same value.
-
-    In a `provisional` one no cell waits for another that has any result: it builds on the best that is recorded so far. That
-    is what a plan prices; a launch waits.
-    """
+    """Return how a study stands. The same demand on the same results is the same value."""
     return Resolution(demand, results, provisional)
 
 
@@ -137,7 +135,8 @@ class _CellResolver:
     def state(self) -> CellState:
         waiting = [state for state in self.parents.values() if not state.ended and self._optimum(state) is None]
         if waiting:
-            return self._idle("waiting", "; ".join(dict.fromkeys(_waits_for(state) for state in waiting)))
+            stops = {state.cell.id: f", which stopped: {state.stopped}" if state.stopped else "" for state in waiting}
+            return self._idle("waiting", "; ".join(f"waits for {cell_id}{why}" for cell_id, why in stops.items()))
         base, teacher = self.parents.get("base"), self.parents.get("teacher")
         if base and self.recipe.tune is not None and self._optimum(base) is None:
             return self._idle("blocked", f"its base {base.cell.id} has no optimum")
@@ -180,7 +179,7 @@ class _CellResolver:
 
     def _loss(self, run_id: str) -> float | None:
         self.all.reads(run_id, self.cell)
-        return self.results.loss(run_id)
+        return self.results.losses.get(run_id)
 
     def _failure(self, job_id: str) -> Failure | None:
         self.all.reads(job_id, self.cell)
@@ -196,7 +195,7 @@ class _CellResolver:
             return max(losses)
         ensemble = self.demand.ensemble(self.cell, point)
         self.all.reads(ensemble.id, self.cell)
-        result = self.results.ensemble(ensemble.id)
+        result = self.results.others.get(ensemble.id)
         if result is None:
             return math.inf if self._did_not_fit(point) else None
         return limit_of_members(tuple(result.curve(self.recipe.averaging)), self.recipe.members)
@@ -213,7 +212,7 @@ class _CellResolver:
             return
         name, own = surface(self.demand.searched(self.cell, grid.middle)[0].model_dump())
         self.all.reads(name, self.cell)
-        for _, axes in self.results.runs_on(name):
+        for axes in self.results.by_surface[name].values():
             if all(axes[axis] == own[axis] for axis in own if axis not in grid.axes):
                 try:
                     yield grid.point(axes)
@@ -233,32 +232,18 @@ class _CellResolver:
         if too_large and not any(loss < math.inf for loss in judged.values()):
             needed = []  # what does not fit anywhere is not tried all over the grid
         wanted = [job for point in needed for job in self._jobs_at(point)]
-        ended = not needed
-        best = certificate(judged, grid)
-        stopped = None
-        if ended and too_large:
-            stopped = f"{len(too_large)} of its points did not fit into memory"
-        elif ended and limit is not None and len(results) >= limit and best.state == "open":
-            stopped = f"its {limit} runs are used up"
-        state = CellState(
-            self.cell,
-            "searching" if wanted else "open",
-            f"{len(results)} points of its search are recorded",
-            starts,
-            note,
-            results,
-            best,
-            ended,
-            stopped,
-            self.cell.id,
-            tuple(wanted),
-            tuple(needed),
-        )
-        if ended:
-            return self._after(state)
+        best, stopped, reason = certificate(judged, grid), None, f"{len(results)} points of its search are recorded"
         if self.failures:
-            state = replace(state, reason="; ".join(self.failures), stopped="; ".join(self.failures))
-        return self._with_cost(replace(state, uses=tuple(self._uses(results))))
+            reason = stopped = "; ".join(self.failures)
+        elif not needed and too_large:
+            stopped = f"{len(too_large)} of its points did not fit into memory"
+        elif not needed and limit is not None and len(results) >= limit and best.state == "open":
+            stopped = f"its {limit} runs are used up"
+        state = CellState(self.cell, "open", reason, starts, note, results, best, not needed, stopped, self.cell.id)
+        if state.ended:
+            return self._after(state)
+        name, uses = "searching" if wanted else "open", tuple(self._uses(results))
+        return self._with_cost(replace(state, state=name, wanted=tuple(wanted), points_wanted=tuple(needed), uses=uses))
 
     def _jobs_at(self, point: Point) -> list[Job]:
         """Return what a point still lacks and can be made now."""
@@ -278,26 +263,16 @@ class _CellResolver:
         best, grid = state.certificate, self.cell.grid
         wanted, problems = self._wanted_at_optimum(best.best) if best.best is not None else ([], [])
         note = "; ".join(filter(None, [state.note, *problems])) or None
-        columns = certificate_columns(best, state.results, grid)
         name, origin = best.state, self.cell.id
-        reason = state.stopped if best.best is None and state.stopped else columns["reason"]
+        reason = state.stopped if best.best is None and state.stopped else best.reason
         base = self.parents.get("base")
         if base and self.recipe.tune == [] and grid.size == 1:
             origin = base.origin
             if name == "certified":
                 name, reason = base.state, f"follows {base.cell.recipe}: {base.reason}"
-        runs = [job for job in wanted if isinstance(job, Train)]
-        return replace(
-            state,
-            state=name,
-            reason=reason,
-            note=note,
-            origin=origin,
-            wanted=tuple(wanted),
-            uses=tuple(self._uses(state.results, best.best)),
-            runs_left=len(runs),
-            flops_left=float(sum(run.flops for run in runs)),
-        )
+        uses, runs = tuple(self._uses(state.results, best.best)), [job for job in wanted if isinstance(job, Train)]
+        state = replace(state, state=name, reason=reason, note=note, origin=origin, wanted=tuple(wanted), uses=uses)
+        return replace(state, runs_left=len(runs), flops_left=float(sum(run.flops for run in runs)))
 
     def _wanted_at_optimum(self, best: Point) -> tuple[list[Job], list[str]]:
         """Return the repeats or members that an optimum lacks, then their ensemble, and why some of it cannot be had."""
@@ -338,11 +313,6 @@ class _CellResolver:
         return replace(state, runs_left=runs, flops_left=runs * self.demand.typical_flops(self.cell))
 
 
-def _waits_for(state: CellState) -> str:
-    why = f", which stopped: {state.stopped}" if state.stopped and not state.ended else ""
-    return f"waits for {state.cell.id}{why}"
-
-
 @cache
 def limit_of_members(curve: tuple[tuple[int, float], ...], members: int) -> float:
     """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
@@ -350,8 +320,5 @@ def limit_of_members(curve: tuple[tuple[int, float], ...], members: int) -> floa
     """
     if not curve or curve[-1][0] < members:
         return math.inf
-    try:
-        fit = fit_power_law(*zip(*curve, strict=True))
-    except InputError:  # fewer than three points
-        return curve[-1][1]
-    return curve[-1][1] if NO_LIMIT & set(fit.warnings) else fit.law.e
+    (law,) = fit_curves([k for k, _ in curve], [[loss for _, loss in curve]])
+    return curve[-1][1] if law["reason"] else law["e"]

@@ -6,7 +6,8 @@ no facts: the next launch tries again.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from dataeff.facts.job import Fact, Job, Outcome
 from dataeff.specs.identity import canonical_json
 from dataeff.specs.recipe import AXES
 from dataeff.specs.run import ModelSpec, RunSpec
-from dataeff.work.ensemble import EnsembleResult
 from dataeff.work.train import Train
 
 _RUN_DEFAULTS = {name: field.default for name, field in RunSpec.model_fields.items()}
@@ -32,49 +32,31 @@ class Failure:
 
 
 class Results:
-    """What is recorded, by job id. Only `add`, `add_run` and `fail` change it."""
+    """What is recorded, by job id."""
 
     def __init__(self) -> None:
+        self.losses: dict[str, float] = {}  # of runs
+        self.others: dict[str, Fact | None] = {}  # results of other jobs, None where no search reads them
         self.failures: dict[str, Failure] = {}
-        self._losses: dict[str, float] = {}
-        self._others: dict[str, Fact | None] = {}
-        self._by_surface: dict[str, dict[str, Axes]] = {}  # axes of each run
+        self.by_surface: dict[str, dict[str, Axes]] = defaultdict(dict)  # axes of each run
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._losses or job_id in self._others
-
-    def loss(self, run_id: str) -> float | None:
-        """Return the loss of a run, None where it is not recorded."""
-        return self._losses.get(run_id)
-
-    def ensemble(self, ensemble_id: str) -> EnsembleResult | None:
-        return self._others.get(ensemble_id)
+        return job_id in self.losses or job_id in self.others
 
     def add(self, job: Job, result: Fact) -> str | None:
         """Take in what a job left; return the surface that a run lies on."""
         self.failures.pop(job.id, None)
         if isinstance(job, Train):
             return self.add_run(job.id, job.model_dump(), result.val_loss)
-        self.add_job(job.id, result)
+        self.others[job.id] = result
         return None
 
     def add_run(self, run_id: str, spec: Mapping[str, Any], val_loss: float | None) -> str:
         """Take in a run by its dumped spec; None as its loss means that it diverged."""
-        self._losses[run_id] = math.inf if val_loss is None else val_loss
+        self.losses[run_id] = math.inf if val_loss is None else val_loss
         name, axes = surface(spec)
-        self._by_surface.setdefault(name, {})[run_id] = axes
+        self.by_surface[name][run_id] = axes
         return name
-
-    def add_job(self, job_id: str, result: Fact | None) -> None:
-        """Take in the result of a job that is no run, None where no search reads it."""
-        self._others[job_id] = result
-
-    def fail(self, job_id: str, failure: Failure) -> None:
-        self.failures[job_id] = failure
-
-    def runs_on(self, name: str) -> Iterator[tuple[str, Axes]]:
-        """Yield id and axes of every recorded run on a surface."""
-        return iter(self._by_surface.get(name, {}).items())
 
 
 def surface(spec: Mapping[str, Any]) -> tuple[str, Axes]:

@@ -58,7 +58,7 @@ def finish(results: Results, job: Job, loss: Loss = bowl) -> str | None:
         sizes = range(1, len(job.members) + 1)
         losses = [SubsetLoss(averaging="logits", subset=list(range(k)), val_loss=2.9 + 0.1 / k) for k in sizes]
         result = EnsembleResult(ensemble_id=job.id, losses=losses, wall_seconds=1, device="none")
-    results.add_job(job.id, result)
+    results.others[job.id] = result
     return None
 
 
@@ -99,7 +99,7 @@ def test_a_resolution_brought_up_to_date_is_the_one_made_anew(seed):
         job = choose.choice(wanted)
         surface = None
         if choose.random() < 0.05:
-            results.fail(job.id, Failure(choose.choice(["failed", "out_of_memory"]), "tested"))
+            results.failures[job.id] = Failure(choose.choice(["failed", "out_of_memory"]), "tested")
         else:
             surface = finish(results, job)
         resolution.update([job.id, *(each.id for each in job.inputs)], filter(None, [surface]))
@@ -212,7 +212,7 @@ def test_a_point_that_does_not_fit_is_gone_round_and_named_and_tried_again_by_th
     (cell,) = asked.cells.values()
     large = asked.run(cell, cell.grid.point({"lr": 1e-2, "weight_decay": 0.1, "epochs": 4.0}), 0, 0)
     results = Results()
-    results.fail(large.id, Failure("out_of_memory", "too large"))
+    results.failures[large.id] = Failure("out_of_memory", "too large")
     (state,) = play(asked, results).states.values()
     assert state.ended and state.optimum is not None and len(state.results) > 4
     assert state.state == "open" and "did not fit into memory" in state.stopped
@@ -226,7 +226,7 @@ def test_a_cell_none_of_whose_points_fit_does_not_try_the_whole_grid():
     results, tried = Results(), 0
     resolution = resolve(asked, results)
     while wanted := next(iter(resolution.states.values())).wanted:
-        results.fail(wanted[0].id, Failure("out_of_memory", "too large"))
+        results.failures[wanted[0].id] = Failure("out_of_memory", "too large")
         resolution.update([wanted[0].id])
         tried += 1
     (state,) = resolution.states.values()
@@ -240,7 +240,7 @@ def test_what_waits_for_a_failed_member_says_so():
     while wanted := [job for state in resolution.states.values() for job in state.wanted if job.id not in results.failures]:
         job, surface = wanted[0], None
         if isinstance(job, Train) and job.train_seed == 2:
-            results.fail(job.id, Failure("failed", "the disk is full"))
+            results.failures[job.id] = Failure("failed", "the disk is full")
         else:
             surface = finish(results, job)
         resolution.update([job.id], filter(None, [surface]))
