@@ -6,22 +6,19 @@
 Nothing is written. Every call opens the file for as long as its query takes, so a study may go on writing meanwhile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from dataeff.errors import NotFoundError
 from dataeff.records import queries
 from dataeff.records.store import Database
 from dataeff.reports.answer import study_answer
+from dataeff.reports.charts import limits_chart
 from dataeff.reports.frames import study_limits
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from dataeff.reports.theme import Figure
+from dataeff.reports.theme import Figure, themed
 
 
 class Results:
@@ -35,8 +32,6 @@ class Results:
 
     def sql(self, text: str, *parameters: Any) -> pd.DataFrame:
         """Return the rows of a query; tables and views are described in db/README.md. Raises `QueryError`."""
-        import pandas as pd
-
         with self.database.read() as connection:
             columns, rows = queries.query(connection, text, parameters)
         return pd.DataFrame(rows, columns=columns)
@@ -52,8 +47,6 @@ class Results:
 
     def answer(self, study: str | None = None) -> pd.DataFrame:
         """Return the view `recipe_summary`, a row for each recipe and D: losses (nats/token), data efficiency, 90% intervals."""
-        import pandas as pd
-
         columns, rows = self._read(study_answer, study)["numbers"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -64,9 +57,6 @@ class Results:
 
     def limits_chart(self, study: str | None = None, dark: bool = False) -> Figure:
         """Return loss against parameters, one panel a budget, with laws and limits."""
-        from dataeff.reports.charts import limits_chart
-        from dataeff.reports.theme import themed
-
         return themed(limits_chart(**self._read(study_limits, study)), dark)
 
     def _read(self, read: Callable[..., Any], study: str | None) -> Any:

@@ -19,7 +19,7 @@ from scipy.ndimage import minimum_filter
 from scipy.optimize import elementwise, least_squares, minimize, nnls
 
 from dataeff.errors import InputError
-from dataeff.laws.forms import ALPHA_BOUNDS, Form, PowerLaw
+from dataeff.laws.forms import ALPHA_BOUNDS, Form
 
 Array = NDArray[np.float64]
 DELTA = 1e-3  # where Huber's loss of log L turns from square to absolute: Hoffmann et al., arXiv 2203.15556, eq. 3
@@ -114,11 +114,6 @@ def fit(form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squa
     condition = problem.condition(c, t)
     warnings = _warnings(law, condition, certified, len(y))
     return Fit(law, value, x, y, w, y - law(*np.atleast_2d(x)), condition, certified, loss, warnings)
-
-
-def fit_power_law(x: ArrayLike, y: ArrayLike) -> Fit:
-    """Return `fit(PowerLaw, x, y)`."""
-    return fit(PowerLaw, x, y)
 
 
 def refit(form: type[Form], x: ArrayLike, ys: ArrayLike, *, weights: ArrayLike | None = None) -> Refits:

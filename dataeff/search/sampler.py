@@ -11,7 +11,6 @@ same instant may get the same point.
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import product
 from typing import Any, NoReturn
 
@@ -35,22 +34,17 @@ class CoordinateDescentSampler(BaseSampler):
     """Walk a grid to a certified local minimum.
 
     The objective calls `trial.suggest_categorical(name, values)` for every axis of the grid, or the caller asks with
-    `distributions(grid)`. `start` is one point or several, as values (the middle of the grid unless given); `width` is
-    the number of neighbours polled at a time. Who asks for more trials than `pending` gets the free points nearest to the best.
+    `distributions(grid)`. `starts` are points, as values (the middle of the grid unless given); `width` is the number of
+    neighbours polled at a time. Who asks for more trials than the stage needs gets the free points nearest to the best.
     `optimize` stops by itself when the certificate is no longer open; should a trial then in flight end better still, another
     `optimize` goes on from it.
     Raises `OffGridError` for a start, a result or a parameter that is not on the grid, `InputError` for a study that
     does not minimise one objective or when every point is run or running.
     """
 
-    def __init__(self, grid: Grid, start: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, width: int = 2) -> None:
-        if width < 1:
-            raise InputError(f"width is {width}: a stage needs at least one point; give 1 or more")
-        starts = [start] if isinstance(start, Mapping) else start or ()
-        self.grid = grid
+    def __init__(self, grid: Grid, starts: Sequence[Mapping[str, Any]] = (), width: int = 2) -> None:
+        self.grid, self.width = grid, width
         self.starts = tuple(grid.point(values) for values in starts)
-        self.width = width
-        self._space = distributions(grid)
         self._lock = threading.RLock()
         # Optuna stores a trial's parameters only after `sample_relative` has returned.
         self._handed_out: dict[tuple[str, int], Point] = {}  # by study and trial number
@@ -58,14 +52,6 @@ class CoordinateDescentSampler(BaseSampler):
     def __reduce__(self) -> tuple[Any, ...]:
         starts = [self.grid.values(point) for point in self.starts]
         return type(self), (self.grid, starts, self.width)  # what is handed out belongs to the threads of one process
-
-    def pending(self, study: Study) -> list[dict[str, Any]]:
-        """Return the values of the points the current stage still needs; `ask` hands them out in order.
-
-        Empty, with nothing in flight, only when `certificate` is not open or the whole grid has diverged.
-        """
-        results, in_flight = self._read(study)
-        return [self.grid.values(point) for point in self._needed(results) if point not in in_flight]
 
     def _needed(self, results: Mapping[Point, float]) -> list[Point]:
         """Return the points that `walk` needs next when all `results` count, on the path or not."""
@@ -76,7 +62,7 @@ class CoordinateDescentSampler(BaseSampler):
         return certificate(self._read(study)[0], self.grid)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(self._space)
+        return dict(distributions(self.grid))
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         if list(study.directions) != [StudyDirection.MINIMIZE]:
@@ -86,7 +72,8 @@ class CoordinateDescentSampler(BaseSampler):
             results, in_flight = self._read(study)
             best = certificate(results, self.grid).best
             centres = (self.starts or (self.grid.middle,)) if best is None else (best,)
-            points = [*self._needed(results), *sorted(product(*map(range, self.grid.shape)), key=partial(_distance, centres))]
+            nearest = sorted(product(*map(range, self.grid.shape)), key=lambda p: min(math.dist(p, centre) for centre in centres))
+            points = [*self._needed(results), *nearest]
             point = next((point for point in points if point not in results and point not in in_flight), None)
             if point is None:
                 message = f"all {self.grid.size} points of the grid are run or running; there is none left to ask for"
@@ -131,10 +118,6 @@ class CoordinateDescentSampler(BaseSampler):
         """Return the trial's point, or None while it lacks an axis. `fixed_params` is where `enqueue_trial` puts values."""
         values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         return self.grid.point(values) if all(name in values for name in self.grid.names) else None
-
-
-def _distance(centres: Sequence[Point], point: Point) -> int:
-    return min(sum(abs(a - b) for a, b in zip(centre, point, strict=True)) for centre in centres)
 
 
 def _stop(study: Study) -> bool:

@@ -7,6 +7,7 @@ whenever the cell's grid or starts have changed, so there is no state to reconci
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from dataeff.errors import InputError
 from dataeff.search.sampler import CoordinateDescentSampler, distributions
@@ -67,7 +68,6 @@ class CellStudies:
 
     def __init__(self, storage: BaseStorage, width: int) -> None:
         self._storage, self._width = storage, width
-        self._existing = set(optuna.get_all_study_names(storage))
         self._searches: dict[str, _Search] = {}
 
     def update(
@@ -79,11 +79,11 @@ class CellStudies:
             search = self._searches[cell_id] = self._create(cell_id, grid, tuple(starts))
         space, news = distributions(grid), []
         for point, loss in results.items():
+            value, state = (loss, TrialState.COMPLETE) if loss < math.inf else (None, TrialState.PRUNED)
             if point in search.asked:
-                value, state = (loss, None) if loss < math.inf else (None, TrialState.PRUNED)
                 search.study.tell(search.asked.pop(point), value, state=state)
             elif point not in search.told:
-                news.append(_trial(grid, point, loss, space))
+                news.append(create_trial(state=state, value=value, params=grid.values(point), distributions=space))
         search.study.add_trials(news)
         search.told |= results.keys()
         for _ in [point for point in needed if point not in search.asked]:
@@ -98,19 +98,8 @@ class CellStudies:
             search.asked.clear()
 
     def _create(self, cell_id: str, grid: Grid, starts: tuple[Point, ...]) -> _Search:
-        if cell_id in self._existing:
+        with suppress(KeyError):  # where there is none of this name
             optuna.delete_study(study_name=cell_id, storage=self._storage)
-        self._existing.add(cell_id)
         sampler = CoordinateDescentSampler(grid, [grid.values(point) for point in starts], self._width)
         study = optuna.create_study(storage=self._storage, study_name=cell_id, sampler=sampler)
         return _Search(study, grid, starts, set(), {})
-
-
-def _trial(grid: Grid, point: Point, loss: float, space: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
-    finite = loss < math.inf
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE if finite else TrialState.PRUNED,
-        params=grid.values(point),
-        distributions=dict(space),
-        value=loss if finite else None,
-    )

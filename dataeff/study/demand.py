@@ -88,18 +88,15 @@ class Demand:
         """Return the run at `point` of a placed (and, where it has a teacher, taught) cell."""
         axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
         return Train(
-            **{
-                **self._training[cell.recipe],
-                **axes,
-                "trainer_version": TRAINER_VERSION,
-                "corpus": self.corpus,
-                "seed_tokens": cell.seed_tokens,
-                "model": self.study.model(cell.size, self.vocabulary),
-                "train_seed": train_seed,
-                "data_seed": data_seed,
-                "synthetic": cell.taught if isinstance(cell.taught, Synthetic) else None,
-                "teacher_logits": cell.taught if isinstance(cell.taught, TeacherLogits) else None,
-            }
+            **(self._training[cell.recipe] | axes),
+            trainer_version=TRAINER_VERSION,
+            corpus=self.corpus,
+            seed_tokens=cell.seed_tokens,
+            model=self.study.model(cell.size, self.vocabulary),
+            train_seed=train_seed,
+            data_seed=data_seed,
+            synthetic=cell.taught if isinstance(cell.taught, Synthetic) else None,
+            teacher_logits=cell.taught if isinstance(cell.taught, TeacherLogits) else None,
         )
 
     def members(self, cell: Cell, point: Point, count: int | None = None) -> list[Train]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import differential_evolution, minimize
 
 from dataeff.errors import InputError
-from dataeff.laws.fit import DELTA, WARNINGS, fit, fit_power_law, refit
+from dataeff.laws.fit import DELTA, WARNINGS, fit, refit
 from dataeff.laws.forms import Additive, DataConstrained, Exponential, Overfitting, PowerLaw, PowerLawWithoutFloor, Reciprocal
 
 N = np.array([0.15, 0.3, 0.6, 1.4])
@@ -48,7 +48,7 @@ def many_starts(form, x, y, loss, starts=12, seed=0):
 )
 def test_a_law_without_noise_is_found_again_in_any_unit(a, alpha, e, count, unit):
     x = np.geomspace(0.1, 3, count)
-    found = fit_power_law(x * unit, PowerLaw(a, alpha, e)(x))
+    found = fit(PowerLaw, x * unit, PowerLaw(a, alpha, e)(x))
     assert found.law.e == pytest.approx(e, abs=1e-4)
     assert found.law.alpha == pytest.approx(alpha, rel=1e-3)
     assert found.law(x * unit) == pytest.approx(PowerLaw(a, alpha, e)(x), abs=1e-6)
@@ -77,7 +77,7 @@ def test_no_global_search_finds_a_smaller_sum_of_squares(seed):
     rng = np.random.default_rng(seed)
     x = np.geomspace(200, 3200, 5)
     y = PowerLaw(6.0, 0.24, 1.9)(x) + rng.normal(0, 0.01, 5)
-    found = fit_power_law(x, y)
+    found = fit(PowerLaw, x, y)
     searched = differential_evolution(
         lambda p: float(np.sum((p[0] * (x / 800) ** -p[1] + p[2] - y) ** 2)),
         [(0, 10), (0.02, 3), (0, 5)],
@@ -90,7 +90,7 @@ def test_no_global_search_finds_a_smaller_sum_of_squares(seed):
 
 
 def test_the_law_of_the_regularized_recipe_is_found_from_points_on_it():
-    found = fit_power_law(N, 0.05 * N**-1.02 + 3.43)
+    found = fit(PowerLaw, N, 0.05 * N**-1.02 + 3.43)
     assert (found.law.a, found.law.alpha, found.law.e) == pytest.approx((0.05, 1.02, 3.43), abs=1e-5)
     assert found.limit == found.law.e
     assert found.condition > 1
@@ -159,7 +159,7 @@ def test_weights_of_zero_leave_rows_out_and_weights_of_two_count_them_twice():
     ],
 )
 def test_a_doubtful_fit_says_why_and_has_no_limit(y, warning):
-    found = fit_power_law(N, y)
+    found = fit(PowerLaw, N, y)
     assert found.warnings == (warning,)
     assert warning in WARNINGS
     assert found.limit is None
@@ -171,11 +171,11 @@ def test_points_that_do_not_determine_the_law_are_told():
 
 
 def test_the_points_that_rise_are_named():
-    assert fit_power_law([0.6, 0.15, 1.4, 0.3], [3.5, 3.7, 3.52, 3.6]).rising == (1.4,)
+    assert fit(PowerLaw, [0.6, 0.15, 1.4, 0.3], [3.5, 3.7, 3.52, 3.6]).rising == (1.4,)
 
 
 def test_three_points_leave_nothing_to_test_the_law_with():
-    found = fit_power_law(N[:3], 0.05 / N[:3] + 3.43)
+    found = fit(PowerLaw, N[:3], 0.05 / N[:3] + 3.43)
     assert found.warnings == ("no_freedom",)
     assert found.limit == pytest.approx(3.43)
 
@@ -204,7 +204,7 @@ def test_three_points_leave_nothing_to_test_the_law_with():
 )
 def test_points_that_cannot_be_used_are_named(x, y, message):
     with pytest.raises(InputError, match=message):
-        fit_power_law(x, y)
+        fit(PowerLaw, x, y)
 
 
 def test_bad_weights_and_unknown_losses_are_refused():

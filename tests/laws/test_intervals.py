@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.optimize import brentq, minimize
 
 from dataeff.errors import InputError
-from dataeff.laws.fit import fit, fit_power_law, refit
+from dataeff.laws.fit import fit, refit
 from dataeff.laws.forms import Additive, Exponential, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import compare, interval, leave_largest_out, profile
 
@@ -22,7 +22,7 @@ Y = LAW(X) + SD * np.array([0.5, -0.8, 0.3, 0.6, -0.9, 0.2])
 
 def least_squares_with_limit(e):
     """The least sum of squares with the limit held at a value, by scipy's L-BFGS-B from the best fit."""
-    best = fit_power_law(X, Y).law
+    best = fit(PowerLaw, X, Y).law
     options = {"ftol": 1e-15, "gtol": 1e-12, "maxiter": 2000}
     result = minimize(
         lambda v: 1e6 * np.sum((PowerLaw(*v, e)(X) - Y) ** 2),
@@ -35,7 +35,7 @@ def least_squares_with_limit(e):
 
 
 def test_the_ends_of_an_interval_are_where_the_fit_with_a_held_limit_meets_the_ceiling():
-    fitted = fit_power_law(X, Y)
+    fitted = fit(PowerLaw, X, Y)
     ends = interval(fitted, sd=SD)
 
     def excess(value):
@@ -47,7 +47,7 @@ def test_the_ends_of_an_interval_are_where_the_fit_with_a_held_limit_meets_the_c
 
 
 def test_an_unknown_sd_widens_the_interval_as_f_does():
-    fitted = fit_power_law(X, Y)
+    fitted = fit(PowerLaw, X, Y)
     unknown = interval(fitted)
     sd = math.sqrt(fitted.objective / 3)
     as_known = interval(fitted, level=stats.chi2.cdf(stats.f.ppf(0.9, 1, 3), 1), sd=sd)
@@ -76,14 +76,14 @@ def test_default_intervals_of_the_limit_cover_as_often_as_they_say(law, x, sd):
     assert 0.85 < known.mean() < 0.95
     assert 0.85 < unknown.mean() < 0.95
     for i in range(8):  # what was counted is what `interval` gives
-        fitted = fit_power_law(x, ys[i])
+        fitted = fit(PowerLaw, x, ys[i])
         for keywords, covers in (({"sd": sd}, known[i]), ({}, unknown[i])):
             ends = interval(fitted, **keywords)
             assert (ends.low <= law.limit <= ends.high) == covers
 
 
 def test_three_points_have_an_interval_only_with_known_noise():
-    fitted = fit_power_law(X[:3], LAW(X[:3]))
+    fitted = fit(PowerLaw, X[:3], LAW(X[:3]))
     nothing = interval(fitted)
     assert (nothing.low, nothing.high) == (None, None)
     assert "only a known run-to-run noise" in nothing.reason
@@ -92,13 +92,13 @@ def test_three_points_have_an_interval_only_with_known_noise():
 
 
 def test_an_interval_names_the_freedom_it_rests_on():
-    assert "one degree of freedom" in interval(fit_power_law(X[:4], Y[:4])).reason
-    assert "3 degrees of freedom" in interval(fit_power_law(X, Y)).reason
-    assert "chi-square" in interval(fit_power_law(X, Y), sd=SD).reason
+    assert "one degree of freedom" in interval(fit(PowerLaw, X[:4], Y[:4])).reason
+    assert "3 degrees of freedom" in interval(fit(PowerLaw, X, Y)).reason
+    assert "chi-square" in interval(fit(PowerLaw, X, Y), sd=SD).reason
 
 
 def test_what_an_interval_cannot_be_taken_of_is_refused():
-    fitted = fit_power_law(X, Y)
+    fitted = fit(PowerLaw, X, Y)
     for wrong in ({"sd": -1.0}, {"level": 2.0}):
         with pytest.raises(InputError, match="sd > 0"):
             interval(fitted, **wrong)
@@ -117,17 +117,17 @@ def test_the_limit_of_a_law_of_two_variables_has_an_interval():
 def test_the_largest_point_is_predicted_from_the_others():
     y = LAW(X)
     y[-1] += 0.05
-    miss = leave_largest_out(fit_power_law(X, y))
+    miss = leave_largest_out(fit(PowerLaw, X, y))
     assert (miss.x, miss.measured - miss.predicted, miss.law.e) == pytest.approx((3.0, 0.05, 3.0), abs=1e-6)
-    assert leave_largest_out(fit_power_law(X[:3], y[:3])).predicted is None
+    assert leave_largest_out(fit(PowerLaw, X[:3], y[:3])).predicted is None
 
 
 def test_forms_are_compared_by_aicc_and_by_held_out_error():
     rows = {row.form.__name__: row for row in compare([PowerLaw, Reciprocal, Exponential], X, Y)}
     assert list(rows)[0] == "PowerLaw"
-    sse, k, n = fit_power_law(X, Y).objective, 4, 6
+    sse, k, n = fit(PowerLaw, X, Y).objective, 4, 6
     assert rows["PowerLaw"].aicc == pytest.approx(n * math.log(sse / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
-    errors = [fit_power_law(np.delete(X, i), np.delete(Y, i)).law(X[i]) - Y[i] for i in range(6)]
+    errors = [fit(PowerLaw, np.delete(X, i), np.delete(Y, i)).law(X[i]) - Y[i] for i in range(6)]
     assert rows["PowerLaw"].held_out == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
 
 

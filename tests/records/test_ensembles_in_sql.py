@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from dataeff.laws.fit import fit_power_law
+from dataeff.laws.fit import fit
+from dataeff.laws.forms import PowerLaw
 from dataeff.search.coordinate_descent import certificate
 from dataeff.specs.grid import Grid
 
@@ -34,8 +35,8 @@ def curve(losses, places) -> tuple[list[int], list[float]]:
 
 def objective(losses, members: int) -> float:
     """What a search minimises, by `dataeff.laws`: the limit, or the loss of all members where the law has none."""
-    fit = fit_power_law(*curve(losses, range(members)))
-    return losses(tuple(range(members))) if set(fit.warnings) - {"no_freedom"} else fit.law.e
+    found = fit(PowerLaw, *curve(losses, range(members)))
+    return losses(tuple(range(members))) if set(found.warnings) - {"no_freedom"} else found.law.e
 
 
 def tuned(recorded, losses, members=4, limit="K", **keywords) -> str:
@@ -73,7 +74,7 @@ def test_the_interval_is_that_of_the_jackknife_over_members(recorded, members):
     recorded.ensemble(recorded.cell({}), (0,), losses, members)
     (row,) = recorded.rows("FROM ensemble_asymptote")
     limits = [
-        fit_power_law(*curve(losses, [place for place in range(members) if place != left_out])).law.e
+        fit(PowerLaw, *curve(losses, [place for place in range(members) if place != left_out])).law.e
         for left_out in range(members)
     ]
     mean = sum(limits) / members

@@ -63,20 +63,16 @@ def test_optimize_alone_walks_the_path_finds_the_optimum_and_stops():
     assert set(points_run(study)) == path()
     assert set(points_run(study).values()) == {1}
     assert study.sampler.certificate(study).state == "certified"
-    assert study.sampler.pending(study) == []
 
 
-def test_ask_and_tell_hands_out_the_pending_points_in_order_and_tell_does_not_raise_at_the_end():
-    study = create(CoordinateDescentSampler(GRID, start=OPTIMUM, width=4))
-    asked = []
-    while pending := study.sampler.pending(study):
-        trials = [study.ask(fixed_distributions=distributions(GRID)) for _ in pending]
-        assert [t.params for t in trials] == pending
-        assert study.sampler.pending(study) == []
-        asked += pending
+def test_ask_and_tell_hands_out_the_points_of_a_stage_in_order_and_tell_does_not_raise_at_the_end():
+    study, results = create(CoordinateDescentSampler(GRID, [OPTIMUM], width=4)), {}
+    while stage := next_points(results, GRID, [GRID.point(OPTIMUM)], width=4):
+        trials = [study.ask(fixed_distributions=distributions(GRID)) for _ in stage]
+        assert [GRID.point(trial.params) for trial in trials] == stage
         for trial in reversed(trials):
             study.tell(trial, loss(trial.params))
-    assert {GRID.point(values) for values in asked} == path([GRID.point(OPTIMUM)], width=4)
+        results |= {point: loss(GRID.values(point)) for point in stage}
     assert study.sampler.certificate(study).state == "certified"
 
 
@@ -141,10 +137,12 @@ def test_a_killed_study_continues_from_its_journal_and_ends_with_the_same_points
     del study
 
     study = optuna.load_study(study_name="cell", storage=journal(tmp_path), sampler=CoordinateDescentSampler(GRID))
-    assert lost not in study.sampler.pending(study)  # in flight, for all anyone knows
+    assert study.ask(fixed_distributions=distributions(GRID)).params != lost  # in flight, for all anyone knows
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    assert lost in study.sampler.pending(study)
+    again = study.ask(fixed_distributions=distributions(GRID))
+    assert again.params == lost
+    study.tell(again, loss(lost))
     study.optimize(objective)
     assert set(points_run(study)) == path()
     assert set(points_run(study).values()) == {1}
@@ -161,13 +159,12 @@ def test_a_recorded_run_that_the_path_needs_is_not_run_again():
     assert set(points_run(study).values()) == {1}
 
 
-def test_a_better_recorded_run_off_the_path_is_pending_until_its_neighbours_were_run():
-    study = create(CoordinateDescentSampler(GRID, start=OPTIMUM))
+def test_a_better_recorded_run_off_the_path_is_open_until_its_neighbours_were_run():
+    study = create(CoordinateDescentSampler(GRID, [OPTIMUM]))
     study.optimize(objective)
     foreign = {"lr": 1e-4, "weight_decay": 0.0, "epochs": 1}
     study.add_trial(create_trial(params=foreign, distributions=distributions(GRID), value=2.5))
     assert study.sampler.certificate(study).state == "open"
-    assert len(study.sampler.pending(study)) == 2
     study.optimize(objective)
     assert study.sampler.certificate(study).state == "boundary"  # lr is at its lower edge; the other two are natural
     assert study.best_params == foreign
@@ -194,7 +191,6 @@ def test_pruned_and_infinite_are_worse_and_a_failed_point_is_asked_for_again():
 def test_an_enqueued_point_is_in_flight():
     study = create()
     study.enqueue_trial(GRID.values(GRID.middle))
-    assert study.sampler.pending(study) == []
     study.optimize(objective)
     assert set(points_run(study).values()) == {1}
 
@@ -211,11 +207,11 @@ def test_a_parameter_or_a_start_off_the_grid_is_refused_with_what_is_valid():
     with pytest.raises(OffGridError, match="valid: lr, weight_decay, epochs"):
         study.ask().suggest_float("dropout", 0, 1)
     with pytest.raises(OffGridError, match="0.0001"):
-        CoordinateDescentSampler(GRID, start={**OPTIMUM, "lr": 0.5})
+        CoordinateDescentSampler(GRID, [{**OPTIMUM, "lr": 0.5}])
 
 
 def test_a_pickled_sampler_goes_on_where_it_was():
-    sampler = pickle.loads(pickle.dumps(CoordinateDescentSampler(GRID, start=[OPTIMUM], width=3)))
+    sampler = pickle.loads(pickle.dumps(CoordinateDescentSampler(GRID, [OPTIMUM], width=3)))
     study = create(sampler)
     study.optimize(objective)
     assert set(points_run(study)) == path([GRID.point(OPTIMUM)], width=3)
