@@ -160,10 +160,8 @@ def _least(losses: Array, *noise: Any) -> Quantity:
 
 def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
     """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
-    limits = {b.tokens / 1e6: results[recipe, b.tokens, ASYMPTOTE] for b in budgets}
-    limits = {x: limit for x, limit in limits.items() if limit.value is not None}
-    draws = [limit.draws for limit in limits.values()]
-    values = np.array([limit.value for limit in limits.values()])
+    limits = {b.tokens / 1e6: limit for b in budgets if (limit := results[recipe, b.tokens, ASYMPTOTE]).value is not None}
+    draws, values = [limit.draws for limit in limits.values()], np.array([limit.value for limit in limits.values()])
     return np.array(list(limits)), values, np.stack(draws, axis=1) if draws and all(d is not None for d in draws) else None
 
 

@@ -39,14 +39,16 @@ STALE = """SELECT DISTINCT study, baseline FROM (
         UNION SELECT study FROM fit WHERE study IS NOT NULL AND method <> $2
     ) AS stale JOIN study ON study.name = stale.study WHERE $1 IS NULL OR study = $1 ORDER BY study"""
 
-# The cells of a study, with the runs at their optima: replicates and members among them. The order decides who draws what.
+# The cells of a study, with the runs at their optima: replicates and members among them. The order decides who draws what. The
+# degrees of freedom of a jackknife are taken as infinite.
 CELLS = """
 WITH used AS (
     SELECT cell_id, list(DISTINCT run.run_id) AS run_ids
     FROM best_run JOIN trial USING (cell_id, coordinates) JOIN run ON run.run_id = trial.run_id WHERE study = $1 GROUP BY cell_id
 )
 SELECT recipe, recipe_limit IN ('N', 'K then N') AS over_sizes, seed_tokens, size, parameters_total / 1e9 AS x,
-    reached_loss, reached_error, limit_loss, standard_error, freedom, interval_reason, evidence, coalesce(run_ids, []) AS run_ids
+    reached_loss, coalesce(reached_error, 'nan') AS reached_error, limit_loss, coalesce(standard_error, 'nan') AS standard_error,
+    coalesce(nullif(freedom, 0)::DOUBLE, 'inf') AS freedom, interval_reason, evidence, coalesce(run_ids, []) AS run_ids
 FROM cell_limit JOIN evidence USING (study, recipe) LEFT JOIN used USING (cell_id)
 WHERE study = $1 ORDER BY recipe, seed_tokens, parameters_total, size
 """
@@ -135,7 +137,8 @@ def _rows_of_study(study: str, baseline: str | None, all_cells: Rows) -> Rows:
         cells.setdefault(cell["recipe"], {}).setdefault(cell["seed_tokens"], []).append(cell)
     recipes = {recipe: [_budget(tokens, own) for tokens, own in budgets.items()] for recipe, budgets in cells.items()}
     results, rows = chain(recipes, baseline, RESAMPLES), []
-    measured = [tokens for tokens in cells.get(baseline, ()) if results[baseline, tokens, ASYMPTOTE].value is not None]
+    measured = (tokens for tokens in cells.get(baseline, ()) if results[baseline, tokens, ASYMPTOTE].value is not None)
+    largest = max(measured, default=None)
     for (recipe, tokens, quantity), result in results.items():
         own = [cell for d, budget in cells[recipe].items() if tokens in (None, d) for cell in budget]
         is_limit = quantity in (ASYMPTOTE, DATA_LAW)
@@ -150,7 +153,7 @@ def _rows_of_study(study: str, baseline: str | None, all_cells: Rows) -> Rows:
             "evidence": own[0]["evidence"],
         }
         if not is_limit:
-            row |= {"tokens_needed": result.tokens, "largest_budget": max(measured, default=None)}
+            row |= {"tokens_needed": result.tokens, "largest_budget": largest}
         elif fitted := result.fitted:
             law, warnings = fitted.law, [*fitted.warnings, *(["misfit"] if result.misfit > 1 else [])]
             row |= {"a": law.a, "alpha": law.alpha if law.a else None, "e": law.e, "rmse": fitted.rmse}
@@ -172,14 +175,7 @@ def _no_end(result: Quantity, cells: Rows) -> str | None:
 
 def _budget(tokens: int, cells: Rows) -> Budget:
     limited = [cell for cell in cells if cell["limit_loss"] is not None]
-    reached = [cell for cell in cells if cell["reached_loss"] is not None]
-    trained = min(reached, key=lambda cell: cell["reached_loss"], default=None)
-    best = trained and (trained["reached_loss"], *_error(trained, "reached_error"))
-    errors = np.array([_error(cell, "standard_error") for cell in limited]).reshape(-1, 2)
-    sizes, losses = (np.array([cell[name] for cell in limited], dtype=np.float64) for name in ("x", "limit_loss"))
-    return Budget(tokens, sizes, losses, errors[:, 0], errors[:, 1], cells[0]["over_sizes"], best)
-
-
-def _error(cell: dict[str, Any], name: str) -> tuple[float, float]:
-    """Return a standard error and its degrees of freedom; those of a jackknife are taken as infinite."""
-    return (math.nan if cell[name] is None else cell[name]), float(cell["freedom"] or math.inf)
+    reached = [(c["reached_loss"], c["reached_error"], c["freedom"]) for c in cells if c["reached_loss"] is not None]
+    names = ("x", "limit_loss", "standard_error", "freedom")
+    arrays = (np.array([cell[name] for cell in limited], dtype=np.float64) for name in names)
+    return Budget(tokens, *arrays, cells[0]["over_sizes"], min(reached, key=lambda best: best[0], default=None))
