@@ -73,7 +73,7 @@ class Preempted(TrainingError):
 
 
 def nearest(name: object, valid: Iterable[object]) -> str:
-    """Return `'; did you mean X?'` for the valid name closest to `name`, else the list of valid names."""
+    """Return the valid names, after the one closest to `name` where one is close."""
     names = [str(v) for v in valid]
     close = difflib.get_close_matches(str(name), names, n=1)
     return f"did you mean '{close[0]}'? Valid: {', '.join(names)}" if close else f"valid: {', '.join(names)}"

@@ -56,7 +56,7 @@ class Quantity:
     draws: Array | None = None
     undefined: int = 0
     fitted: Fit | None = None
-    laws: tuple[Array, ...] | None = None
+    laws: Mapping[str, Array] | None = None
     misfit: float = 1.0
     tokens: float | None = None
 
@@ -110,12 +110,12 @@ def fit_curves(x: Sequence[float], ys: Sequence[Sequence[float]]) -> list[dict[s
     if len(x) < 3:
         return [{"points": len(x), "reason": _too_few(x)} for _ in ys]
     fits = refit(PowerLaw, x, ys)
-    laws = [fits.parameters[name] for name in ("a", "alpha", "e")]
-    columns = zip(*laws, np.sqrt(np.maximum(fits.objective, 0) / len(x)), _no_limit(*laws), strict=True)
+    rmse = np.sqrt(np.maximum(fits.objective, 0) / len(x)).tolist()
+    rows = zip(fits.laws(), rmse, _no_limit(**fits.parameters), strict=True)
     return [
-        {"a": float(a), "alpha": float(alpha) if a else None, "e": float(e), "rmse": float(rmse), "points": len(x),
-         "reason": WARNINGS.get(why)} for a, alpha, e, rmse, why in columns
-    ]  # fmt: skip
+        vars(law) | {"alpha": law.alpha if law.a else None, "rmse": error, "points": len(x), "reason": WARNINGS.get(why)}
+        for law, error, why in rows
+    ]
 
 
 def _no_limit(a: Array, alpha: Array, e: Array) -> Array:
@@ -176,9 +176,8 @@ def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
     if draws is None:
         return Quantity(fitted.limit, reason, fitted=fitted)
     misfit = _misfit(fitted, draws)
-    parameters = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts).parameters
-    laws = tuple(parameters[name] for name in ("a", "alpha", "e"))
-    return Quantity(fitted.limit, reason, laws[2], int(np.sum(_no_limit(*laws) != "")), fitted, laws, misfit)
+    laws = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts).parameters
+    return Quantity(fitted.limit, reason, laws["e"], int(np.sum(_no_limit(**laws) != "")), fitted, laws, misfit)
 
 
 def _misfit(fitted: Fit, draws: Array) -> float:
@@ -208,9 +207,9 @@ def _ratio(law: Quantity, loss: Quantity, tokens: float) -> Quantity:
     if loss.value is None or law.fitted is None:
         return Quantity(reason=loss.reason or law.reason)
     best, draws, undefined = law.fitted.law, None, 0
-    needed = float(tokens_by_law(*(np.array(number) for number in (best.a, best.alpha, best.e, loss.value)))) * 1e6
+    needed = float(tokens_by_law(best.a, best.alpha, best.e, np.float64(loss.value))) * 1e6
     if law.laws is not None and loss.draws is not None:
-        draws = tokens_by_law(*law.laws, loss.draws) * 1e6 / tokens
+        draws = tokens_by_law(**law.laws, losses=loss.draws) * 1e6 / tokens
         undefined = int((~np.isfinite(draws)).sum())
     if not np.isfinite(needed):
         reason = f"the baseline's law never reaches this loss: its limit is {best.e:.4f}"

@@ -42,8 +42,8 @@ WARNINGS = {
 class Fit:
     """A fitted law. Losses and residuals (y - law) in nats per token; `objective`: their weighted sum of squares, or Huber's.
 
-    `condition`: of the law's derivatives by its parameters, each scaled to length 1. `certified`: no small step along a
-    parameter is better nor, by least squares with up to two exponents, a point of a grid twice as fine.
+    `certified`: no small step along a parameter is better nor, by least squares with up to two exponents, a point of a grid
+    twice as fine.
     """
 
     law: Any
@@ -52,7 +52,6 @@ class Fit:
     y: Array  # (points,)
     weights: Array  # (points,)
     residuals: Array  # (points,)
-    condition: float
     certified: bool
     loss: str = "least_squares"
     warnings: tuple[str, ...] = ()  # keys of WARNINGS
@@ -111,9 +110,8 @@ def fit(form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squa
     law = form(**{name: float(value) for name, value in _named(form, c, t).items()})
     rounding = 1e-14 * np.sqrt(value * (w @ y**2)) + 1e-22 * (w @ y**2)
     certified = bool(tried >= value * (1 - 1e-9) - rounding)
-    condition = problem.condition(c, t)
-    warnings = _warnings(law, condition, certified, len(y))
-    return Fit(law, value, x, y, w, y - law(*np.atleast_2d(x)), condition, certified, loss, warnings)
+    warnings = _warnings(law, problem.condition(c, t), certified, len(y))
+    return Fit(law, value, x, y, w, y - law(*np.atleast_2d(x)), certified, loss, warnings)
 
 
 def refit(form: type[Form], x: ArrayLike, ys: ArrayLike, *, weights: ArrayLike | None = None) -> Refits:

@@ -77,8 +77,8 @@ def study_facts(store: Store) -> list[StudyFact]:
     return [load_fact(StudyFact, path) for path in sorted((store.path / "studies").glob("*.json"))]
 
 
-def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Callable[[int, int], None] | None = None) -> int:
-    """Record the results in the store that the database lacks, and all attempts at such jobs; return how many jobs those are."""
+def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Callable[[int, int], None] | None = None) -> None:
+    """Record the results in the store that the database lacks, and all attempts at such jobs."""
     names = {fact.corpus: fact.spec.corpus.name for fact in study_facts(store)}
     folders = unrecorded(connection, store)
     for start in range(0, len(folders), FOLDERS_AT_ONCE):
@@ -86,7 +86,6 @@ def index_jobs(connection: duckdb.DuckDBPyConnection, store: Store, progress: Ca
         record_folders(connection, batch, names)
         if progress:
             progress(start + len(batch), len(folders))
-    return len(folders)
 
 
 def record_folders(connection: duckdb.DuckDBPyConnection, folders: Folders, names: Mapping[str, str] | None = None) -> None:
