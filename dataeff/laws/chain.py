@@ -29,36 +29,29 @@ Key = tuple[str, float | None, str]  # recipe, D in tokens (None: a law over D),
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """A recipe's cells at one D: sizes in 1e9 parameters, losses in nats per token, their standard errors (NaN: not known) and
-    the degrees of freedom those were estimated with (infinite: normal), all of shape (cells,).
-    """
+    """A recipe's cells at one D, each array of shape (cells,)."""
 
     tokens: float
-    sizes: Array
-    losses: Array
-    errors: Array
-    freedom: Array
+    sizes: Array  # 1e9 parameters
+    losses: Array  # nats per token
+    errors: Array  # their standard errors, NaN: not known
+    freedom: Array  # degrees of freedom those were estimated with, infinite: normal
     over_sizes: bool  # whether the limit is that of a law over sizes, or else the least loss
     trained: tuple[float, float, float] | None  # the least loss that was reached, its standard error and freedom
 
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """A value of the chain, None with a reason where there is none, with its resamples, (resamples,); for a law also its fit.
-
-    `undefined`: resamples in which the law shows no limit, or the ratio does not exist and is infinite. `laws`: a, alpha and e
-    of the resamples. `misfit`: how many times the noise of the law's points was taken, 1 unless its residuals are too large for
-    that noise (`MISFIT`). `tokens`: what the baseline of a ratio needs.
-    """
+    """A value of the chain, None with a reason where there is none; for a law also its fit."""
 
     value: float | None = None
     reason: str | None = None
-    draws: Array | None = None
-    undefined: int = 0
+    draws: Array | None = None  # the value of each resample, (resamples,)
+    undefined: int = 0  # resamples in which the law shows no limit, or the ratio does not exist and is infinite
     fitted: Fit | None = None
-    laws: Mapping[str, Array] | None = None
-    misfit: float = 1.0
-    tokens: float | None = None
+    laws: Mapping[str, Array] | None = None  # a, alpha and e of each resample
+    misfit: float = 1.0  # by how much the noise of the law's points was scaled up: 1 unless its residuals are too large for it
+    tokens: float | None = None  # what the baseline of a ratio needs
 
     def interval(self) -> tuple[float | None, float | None]:
         """Return the ends of the 90% interval, None on a side where there is none."""

@@ -40,19 +40,15 @@ WARNINGS = {
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A fitted law. Losses and residuals (y - law) in nats per token; `objective`: their weighted sum of squares, or Huber's.
-
-    `certified`: no small step along a parameter is better nor, by least squares with up to two exponents, a point of a grid
-    twice as fine.
-    """
+    """A fitted law; losses and residuals in nats per token."""
 
     law: Any
-    objective: float
+    objective: float  # weighted sum of squared residuals, or of Huber's loss of log L
     x: Array  # (points,) or (variables, points)
     y: Array  # (points,)
     weights: Array  # (points,)
-    residuals: Array  # (points,)
-    certified: bool
+    residuals: Array  # y - law, (points,)
+    certified: bool  # no small step is better, nor, by least squares with up to two exponents, a point of a grid twice as fine
     loss: str = "least_squares"
     warnings: tuple[str, ...] = ()  # keys of WARNINGS
 
@@ -350,9 +346,8 @@ def _checked(form: type[Form], x: ArrayLike, y: ArrayLike, weights: ArrayLike | 
         which = " and ".join(f"{name} = {value:g}" for name, value in zip(form.variables, values[often], strict=True))
         raise InputError(f"{counts[often]} rows have {which}: x must differ; average rows of equal x")
     if len(y) < least:
-        count = {2: "two", 3: "three"}.get(least, least)
         points = f"{len(y)} point{'s' * (len(y) != 1)}"
-        raise InputError(f"{points}: a law with {count} parameters needs at least {least}; add sizes or budgets")
+        raise InputError(f"{points}: a law with {least} parameters needs at least {least}; add sizes or budgets")
     return x, y, w
 
 

@@ -86,7 +86,6 @@ class Miss:
     x: float
     measured: float
     predicted: float | None = None
-    law: Form | None = None
     reason: str | None = None
 
 
@@ -100,7 +99,7 @@ def leave_largest_out(fitted: Fit) -> Miss:
         why = f"without it {fitted.points - 1} points are too few for {fitted.parameters} parameters"
         return Miss(x, y, reason=why)
     law = fit(type(fitted.law), fitted.x[rest], fitted.y[rest], weights=fitted.weights[rest], loss=fitted.loss).law
-    return Miss(x, y, float(law(x)), law)
+    return Miss(x, y, float(law(x)))
 
 
 @dataclass(frozen=True)

@@ -189,13 +189,13 @@ def index_study(database: Database, fact: StudyFact, timeout: float = 30.0) -> t
     return resolution, deleted
 
 
-def index_studies(database: Database, corpus: str | None = None, besides: str | None = None) -> None:
+def index_studies(database: Database, corpus: str | None = None) -> None:
     """Resolve the launched studies again, those on one corpus or all: runs recorded since may be better than their optima. One
     that is being launched is left to its launch.
     """
     store = Store.beside(database.path)
     for fact in study_facts(store):
-        if corpus in (None, fact.corpus) and fact.spec.name != besides:
+        if corpus in (None, fact.corpus):
             with suppress(StudyRunningError), lock_study(store, fact.spec.name):
                 index_study(database, fact)
 

@@ -144,7 +144,7 @@ class Launch:
             self._write(LAST_FLUSH_SECONDS)  # only what a stopped launch could not write above
             if not self.stopping:
                 if self.trained:
-                    index_studies(self.database, self.demand.corpus, besides=self.spec.name)
+                    index_studies(self.database, self.demand.corpus)
                 self._fit(LAST_FLUSH_SECONDS)
         finally:
             self._studies.close()

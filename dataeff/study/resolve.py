@@ -10,6 +10,7 @@ cells that read its result, and those that build on them. Nothing here trains, w
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -214,10 +215,8 @@ class _CellResolver:
         self.all.reads(name, self.cell)
         for axes in self.results.by_surface[name].values():
             if all(axes[axis] == own[axis] for axis in own if axis not in grid.axes):
-                try:
+                with suppress(OffGridError):
                     yield grid.point(axes)
-                except OffGridError:
-                    continue
 
     # -- the search ---------------------------------------------------------------------------------------------
 

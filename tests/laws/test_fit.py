@@ -191,7 +191,7 @@ def test_three_points_leave_nothing_to_test_the_law_with():
         ([1, 2, 1e200], [4, 3, 2], r"row 2: \(1e\+200, 2\): x must be above 0 and between"),
         ([1, 2, 2, 3], [4, 3, 3, 2], "2 rows have x = 2: x must differ"),
         ([1, 2, 3], [4, 3, -2], r"row 2: \(3, -2\): y is a loss"),
-        ([1, 2], [4, 3], "2 points: a law with three parameters needs at least 3"),
+        ([1, 2], [4, 3], "2 points: a law with 3 parameters needs at least 3"),
         ([1], [4], "1 point: a law"),
         ([], [], "0 points"),
         ([1, 2, 3], [4, 3], r"x has shape \(3,\) and y \(2,\)"),
