@@ -94,12 +94,11 @@ class Store:
         return self.folder(job).result.exists()
 
     def is_complete(self, job: Job) -> bool:
-        """Whether the result and all that other jobs need of this one are there."""
+        """Whether the result and all that other jobs need of this one are there; a useless one never had outputs."""
         folder = self.folder(job)
-        if not self.has_result(job):
-            return False
-        whole = all((folder.path / name).exists() for name in job.outputs)
-        return whole or job.useless(load_fact(job.Result, folder.result)) is not None  # which never had outputs
+        if all((folder.path / name).exists() for name in ("result.json", *job.outputs)):
+            return True
+        return folder.result.exists() and job.useless(load_fact(job.Result, folder.result)) is not None
 
 
 def load_fact(model: type[Model], path: Path) -> Model:

@@ -39,13 +39,6 @@ def meanings() -> dict[tuple[str, str], str]:
 
 
 @cache
-def units() -> dict[str, str]:
-    """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
-    unit = re.compile(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)")
-    return {column: found[1] for (_, column), text in reversed(meanings().items()) if (found := unit.search(text))}
-
-
-@cache
 def questions() -> list[Question]:
     block = re.search(r"^## Questions$.+?```sql\n(.+?)```", _readme(), flags=re.MULTILINE | re.DOTALL)
     pieces = re.findall(r"^-- (.+)\n(?:-- (.+)\n)?((?:(?!--).+\n)+)", block[1] if block else "", flags=re.MULTILINE)

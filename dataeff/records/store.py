@@ -54,11 +54,12 @@ class Database:
         deadline = time.monotonic() + timeout
         with self._lock(timeout):
             try:
-                with self._open(deadline, read_only=False) as connection:
+                with self._open(deadline, read_only=False) as connection:  # closing it without a commit rolls back
+                    connection.begin()
                     if not _has_schema(connection, self.path):
                         _create_schema(connection)
-                    with _transaction(connection):
-                        yield connection
+                    yield connection
+                    connection.commit()
             except WRITE_ERRORS as error:
                 raise self._unwritable(error) from error
 
@@ -205,18 +206,6 @@ def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
 def _create_schema(connection: duckdb.DuckDBPyConnection) -> None:
     from dataeff.records.tables import statements
 
-    with _transaction(connection):
-        connection.execute(f"{statements()};\n{views()}")
-        connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
+    connection.execute(f"{statements()};\n{views()}")
+    connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
 
-
-@contextmanager
-def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        with suppress(duckdb.Error):  # no transaction is left after an error that ended it, and that error is the one to report
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
