@@ -27,7 +27,6 @@ from pydantic import BaseModel, ValidationError
 
 from dataeff.errors import InputError
 from dataeff.facts.job import Attempt, Job, Outcome
-from dataeff.specs.spec import Input
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -84,11 +83,6 @@ class Store:
         if unknown := {result.parent.parent for result in self.path.glob("*/*/result.json")} - known:
             valid = f"valid: {', '.join(Job.kinds)}; import the module that defines it, in Python, and do the same there"
             raise InputError(f"{min(unknown)} holds jobs of a kind that is not known here; {valid}")
-
-    def weights(self, member: Input) -> Path:
-        """Return the weights of a run, or those of one of its snapshots."""
-        folder = self.run(member.id)
-        return folder.weights if member.part is None else folder.snapshot(member.part)
 
     def has_result(self, job: Job) -> bool:
         return self.folder(job).result.exists()

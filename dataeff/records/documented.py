@@ -22,7 +22,6 @@ class Question(NamedTuple):
     text: str
 
 
-@cache
 def _readme() -> str:
     return (shared_folder("db") / "README.md").read_text(encoding="utf-8")
 

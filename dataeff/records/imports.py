@@ -283,7 +283,6 @@ def _typed(rows: Sequence[Mapping[str, Any]], fact: Import) -> list[dict[str, An
 
 
 def _refusal(fact: Import, mistakes: list[tuple[int, str]]) -> InputError:
-    """Return the error that names rows, by number, with what is wrong with them."""
     shown = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
     shown += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
     return InputError(f"{fact.source}: {'; '.join(shown)}. Correct them, or leave them out with --where. Nothing was imported")

@@ -57,7 +57,10 @@ class Database:
                 with self._open(deadline, read_only=False) as connection:  # closing it without a commit rolls back
                     connection.begin()
                     if not _has_schema(connection, self.path):
-                        _create_schema(connection)
+                        from dataeff.records.tables import statements  # slow to import
+
+                        connection.execute(f"{statements()};\n{views()}")
+                        connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
                     yield connection
                     connection.commit()
             except WRITE_ERRORS as error:
@@ -201,11 +204,3 @@ def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
         remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
         raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
     return True
-
-
-def _create_schema(connection: duckdb.DuckDBPyConnection) -> None:
-    from dataeff.records.tables import statements
-
-    connection.execute(f"{statements()};\n{views()}")
-    connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
-

@@ -300,14 +300,10 @@ class Study:
         try:
             return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
-            raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, _TABLES))) from None
+            tables = {"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec}
+            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec}
+            raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, tables))) from None
 
 
 def carried_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shared_folder("studies").glob("*.toml"))}
-
-
-_TABLES = {
-    **{"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec},
-    **{"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec},
-}

@@ -165,7 +165,6 @@ class _Run:
         return None
 
     def _evaluate(self) -> None:
-        """Append the validation loss after this step to the state."""
         step = self.state.step
         loss, error = validation_loss(self.eval_model, self.validation, self.spec.precision)
         values = {"val_loss": _finite(loss), "standard_error": _finite(error)}
