@@ -254,6 +254,6 @@ def _text(row: object, text_field: str, where: str) -> str:
     return text
 
 
-_TEXT_READERS = {".txt": _read_text, ".md": _read_text, ".jsonl": _read_jsonl}
-_PACKED_READERS = {suffix + packed: reader for suffix, reader in _TEXT_READERS.items() for packed in OPENERS}
-_READERS = _TEXT_READERS | _PACKED_READERS | {".parquet": _read_parquet}
+_READERS = {".txt": _read_text, ".md": _read_text, ".jsonl": _read_jsonl}
+_READERS |= {suffix + packed: reader for suffix, reader in _READERS.items() for packed in OPENERS}
+_READERS[".parquet"] = _read_parquet

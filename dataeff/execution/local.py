@@ -65,8 +65,6 @@ def _start(gpu: str | None) -> _Worker:
 
 
 class LocalExecutor(Executor):
-    """Warm worker processes on this machine."""
-
     def __init__(self, workers: int | None = None) -> None:
         super().__init__()
         self.slots = workers or default_workers()
@@ -121,7 +119,6 @@ class LocalExecutor(Executor):
         return events
 
     def _end_dead_worker(self, worker: _Worker) -> Ended:
-        """Take a dead worker out of the pool and return how its job ended."""
         worker.process.join(timeout=5)
         self._workers.remove(worker)
         folder = worker.request.folder

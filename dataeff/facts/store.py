@@ -27,7 +27,6 @@ from pydantic import BaseModel, ValidationError
 
 from dataeff.errors import InputError
 from dataeff.facts.job import Attempt, Job, Outcome
-from dataeff.specs.spec import Input
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -85,21 +84,15 @@ class Store:
             valid = f"valid: {', '.join(Job.kinds)}; import the module that defines it, in Python, and do the same there"
             raise InputError(f"{min(unknown)} holds jobs of a kind that is not known here; {valid}")
 
-    def weights(self, member: Input) -> Path:
-        """Return the weights of a run, or those of one of its snapshots."""
-        folder = self.run(member.id)
-        return folder.weights if member.part is None else folder.snapshot(member.part)
-
     def has_result(self, job: Job) -> bool:
         return self.folder(job).result.exists()
 
     def is_complete(self, job: Job) -> bool:
-        """Whether the result and all that other jobs need of this one are there."""
+        """Whether the result and all that other jobs need of this one are there; a useless one never had outputs."""
         folder = self.folder(job)
-        if not self.has_result(job):
-            return False
-        whole = all((folder.path / name).exists() for name in job.outputs)
-        return whole or job.useless(load_fact(job.Result, folder.result)) is not None  # which never had outputs
+        if all((folder.path / name).exists() for name in ("result.json", *job.outputs)):
+            return True
+        return folder.result.exists() and job.useless(load_fact(job.Result, folder.result)) is not None
 
 
 def load_fact(model: type[Model], path: Path) -> Model:

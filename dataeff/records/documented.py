@@ -22,7 +22,6 @@ class Question(NamedTuple):
     text: str
 
 
-@cache
 def _readme() -> str:
     return (shared_folder("db") / "README.md").read_text(encoding="utf-8")
 
@@ -36,13 +35,6 @@ def meanings() -> dict[tuple[str, str], str]:
         for columns, meaning in re.findall(r"^\| (`.+?) \| (.+) \|$", section, flags=re.MULTILINE):
             meanings |= {(name, column): meaning.replace("`", "") for column in re.findall(r"`(.+?)`", columns)}
     return meanings
-
-
-@cache
-def units() -> dict[str, str]:
-    """Return the unit of a column, by its name, where the first table that has it gives one; counts have none."""
-    unit = re.compile(r"\((nats/token|tokens|tokens/s|FLOPs|ratio|bytes|s)\)")
-    return {column: found[1] for (_, column), text in reversed(meanings().items()) if (found := unit.search(text))}
 
 
 @cache

@@ -106,7 +106,6 @@ def import_study(database: Database, source: Path) -> dict[str, int]:
 
 
 def _import_database(database: Database, source: Path) -> dict[str, int]:
-    """Import every study of a DuckDB file."""
     added: Counter[str] = Counter()
     try:
         with Database(source).read() as connection, TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -140,8 +142,7 @@ def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
     question = fact.question or f"What do the runs of {fact.source} show?"
     row = {"name": fact.study, "question": question, "baseline": fact.baseline, "imported_from": fact.source}
     times = {"started_at": fact.imported_at, "updated_at": fact.imported_at}
-    unknown = dict.fromkeys(("corpus", "vocabulary", "separator"))
-    return {**row, **unknown, **times, "text": canonical_json({**spec, **row}), "spec": spec}
+    return {**row, **times, "text": canonical_json({**spec, **row}), "spec": spec}
 
 
 def _write_folder(folder: Path, source: duckdb.DuckDBPyConnection, fact: Import) -> None:
@@ -282,7 +283,6 @@ def _typed(rows: Sequence[Mapping[str, Any]], fact: Import) -> list[dict[str, An
 
 
 def _refusal(fact: Import, mistakes: list[tuple[int, str]]) -> InputError:
-    """Return the error that names rows, by number, with what is wrong with them."""
     shown = [f"row {row}: {mistake}" for row, mistake in sorted(mistakes)[:SHOWN]]
     shown += [f"and {len(mistakes) - SHOWN} more"] if len(mistakes) > SHOWN else []
     return InputError(f"{fact.source}: {'; '.join(shown)}. Correct them, or leave them out with --where. Nothing was imported")
@@ -308,11 +308,12 @@ def _clashes(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
 
 def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield each row of `cell` with its rows of `trial`. The first run at a point is the search's, others its replicates."""
-    grids = {}
-    for recipe, own in _grouped(runs, "recipe").items():
-        grids[recipe] = {axis: values for axis in AXES if (values := sorted({run[axis] for run in own} - {None}))}
-    for cell_id, own in _grouped(runs, "cell_id").items():
-        first, axes = own[0], grids[own[0]["recipe"]]
+    grids: dict[str, dict[str, set[float]]] = defaultdict(lambda: {axis: set() for axis in AXES})
+    for run, axis in product(runs, AXES):
+        grids[run["recipe"]][axis].add(run[axis])
+    for cell_id, group in groupby(sorted(runs, key=itemgetter("cell_id")), itemgetter("cell_id")):
+        own = list(group)
+        first, axes = own[0], {axis: sorted(values) for axis, values in grids[own[0]["recipe"]].items() if None not in values}
         losses: dict[tuple[int, ...], float | None] = {}
         trials = []
         for number, run in enumerate(own):
@@ -325,13 +326,6 @@ def _cells(runs: Sequence[dict[str, Any]], fact: Import) -> Iterator[tuple[dict[
         cell |= {"study": fact.study, "recipe_limit": fact.limits.get(first["recipe"], "best"), "axes": axes, "starts": []}
         cell |= {"shape": [len(values) for values in axes.values()], "origin": cell_id, "search_ended": False}
         yield cell | {"objective": "single", "averaging": "logits", "members": 1, **_certificate(axes, losses)}, trials
-
-
-def _grouped(runs: Sequence[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run[name], []).append(run)
-    return groups
 
 
 def _certificate(axes: Mapping[str, list[float]], losses: Mapping[tuple[int, ...], float | None]) -> dict[str, Any]:

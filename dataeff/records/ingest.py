@@ -8,6 +8,7 @@ Nothing here reads weights or decides what is trained.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import duckdb
@@ -16,7 +17,7 @@ from pydantic_core import to_json
 from dataeff.errors import InputError
 from dataeff.facts.job import Attempt, Fact, Job
 from dataeff.facts.store import JobFolder, Store, load_fact
-from dataeff.records.queries import JOB_TABLES, recorded_ids
+from dataeff.records.queries import JOBS, recorded_ids
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -47,24 +48,19 @@ def record_jobs(
     connection: duckdb.DuckDBPyConnection, jobs: Iterable[tuple[Job, Fact]], corpus_names: Mapping[str, str] | None = None
 ) -> int:
     """Record results; return how many are new. `corpus_names` gives a name for a corpus' fingerprint."""
-    by_table: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = defaultdict(dict)
-    for job, result in jobs:
-        rows = job.rows(result)
-        by_table[next(iter(rows))][job.id] = rows
+    by_id = {job.id: job.rows(result) for job, result in jobs}
+    for job_id, _ in connection.execute(f"FROM ({JOBS}) WHERE list_contains($1, id)", [list(by_id)]).fetchall():
+        del by_id[job_id]
     new: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for main, by_id in by_table.items():
-        key = JOB_TABLES[main]
-        recorded = connection.execute(f"SELECT {key} FROM {main} WHERE list_contains($1, {key})", [list(by_id)]).fetchall()
-        for job_rows in (rows for job_id, rows in by_id.items() if (job_id,) not in recorded):
-            for table, rows in job_rows.items():
-                new[table] += rows
+    for table, rows in chain.from_iterable(tables.items() for tables in by_id.values()):
+        new[table] += rows
     for row in new["run"]:
         row["corpus_name"] = (corpus_names or {}).get(row["corpus"])
     if curves := new.pop("curve", None):
-        connection.execute(_CURVES, {"rows": _to_json(curves)})
+        connection.execute(_CURVES, {"rows": to_json(curves).decode()})
     for table, rows in new.items():
         _insert(connection, table, rows)
-    return sum(len(new[main]) for main in by_table)
+    return len(by_id)
 
 
 def record_attempts(connection: duckdb.DuckDBPyConnection, attempts: Iterable[tuple[str, Attempt]]) -> None:
@@ -81,16 +77,16 @@ def record_runs(connection: duckdb.DuckDBPyConnection, runs: Rows) -> int:
 
 def delete_cells(connection: duckdb.DuckDBPyConnection, study: str, kept: Sequence[str] = ()) -> int:
     """Delete a study's cells, but those kept, with their trials; return how many. Runs stay."""
-    doomed = "SELECT cell_id FROM cell WHERE study = $1 AND NOT list_contains($2, cell_id)"
-    (count,) = connection.execute(f"SELECT count(*) FROM ({doomed})", [study, list(kept)]).fetchone()
-    for table in ("trial", "cell_ensemble", "cell") if count else ():
-        connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({doomed})", [study, list(kept)])
+    doomed = "cell_id IN (SELECT cell_id FROM cell WHERE study = $1 AND NOT list_contains($2, cell_id))"
+    for table in ("trial", "cell_ensemble", "cell"):
+        (count,) = connection.execute(f"DELETE FROM {table} WHERE {doomed}", [study, list(kept)]).fetchone()
     return count
 
 
 def record_study(connection: duckdb.DuckDBPyConnection, row: Mapping[str, Any]) -> None:
     """Record a study, a mapping of every column of its table; one recorded before becomes what is given."""
-    _insert(connection, "study", [row], _replacing("name", row))
+    connection.execute("DELETE FROM study WHERE name = $1", [row["name"]])
+    _insert(connection, "study", [row])
 
 
 def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Rows = (), ensembles: Rows = ()) -> None:
@@ -98,19 +94,13 @@ def record_cells(connection: duckdb.DuckDBPyConnection, cells: Rows, trials: Row
 
     A cell's `search_ended` becomes `search_ended_at`: when the last run that its search used had ended.
     """
-    rows, ids = list(cells), [row["cell_id"] for row in cells]
-    if not rows:
-        return
-    for table, key, uses in (("trial", "run_id", list(trials)), ("cell_ensemble", "ensemble_id", list(ensembles))):
-        used = [f"{row['cell_id']} {row[key]}" for row in uses]
-        unused = f"list_contains($1, cell_id) AND NOT list_contains($2, cell_id || ' ' || {key})"
-        connection.execute(f"DELETE FROM {table} WHERE {unused}", [ids, used])
-        _insert(connection, table, uses, _replacing(f"cell_id, {key}", uses[0]) if uses else "")
-    columns = [{name: value for name, value in row.items() if name != "search_ended"} for row in rows]
-    _insert(connection, "cell", columns, _replacing("cell_id", columns[0]))
+    rows = [dict(cell) for cell in cells]
+    ids, ended = [row["cell_id"] for row in rows], [row["cell_id"] for row in rows if row.pop("search_ended", False)]
+    for table, new in (("trial", trials), ("cell_ensemble", ensembles), ("cell", rows)):
+        connection.execute(f"DELETE FROM {table} WHERE list_contains($1, cell_id)", [ids])
+        _insert(connection, table, list(new))
     last = "SELECT max(ended_at) FROM trial JOIN run USING (run_id) WHERE trial.cell_id = cell.cell_id AND role = 'search'"
-    done = [row["cell_id"] for row in rows if row.get("search_ended")]
-    connection.execute(f"UPDATE cell SET search_ended_at = ({last}) WHERE list_contains($1, cell_id)", [done])
+    connection.execute(f"UPDATE cell SET search_ended_at = ({last}) WHERE list_contains($1, cell_id)", [ended])
 
 
 def record_fits(connection: duckdb.DuckDBPyConnection, owners: Sequence[str], rows: Rows) -> None:
@@ -129,15 +119,6 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[Mappin
     structure = json.dumps([{name: types[name] for name in rows[0]}])
     (count,) = connection.execute(
         f"INSERT INTO {table} BY NAME SELECT unnest(from_json_strict($rows, '{structure}'), max_depth := 2) {on_conflict}",
-        {"rows": _to_json(rows)},
+        {"rows": to_json(rows).decode()},
     ).fetchone()
     return count
-
-
-def _to_json(rows: Rows) -> str:
-    return to_json(list(rows)).decode()
-
-
-def _replacing(keys: str, row: Mapping[str, Any]) -> str:
-    columns = [name for name in row if name not in keys.split(", ")]
-    return f"ON CONFLICT ({keys}) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns)}"

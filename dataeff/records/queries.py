@@ -4,8 +4,6 @@ Where a function returns (columns, rows), both are as DuckDB gives them. Losses 
 writes, fits or formats.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,10 @@ RUN_COLUMNS = (
     *("run_id", "status", "recipe", "seed_tokens", "size", "optimizer", "lr", "weight_decay", "epochs", "train_seed", "val_loss"),
     *("wall_seconds", "ended_at"),
 )
-JOB_TABLES = {"run": "run_id", "ensemble": "ensemble_id", "sample": "sample_id", "job": "job_id"}  # of results, with their ids
+_TABLES = {"train": "run", "ensemble": "ensemble", "sample": "sample"}  # of results, by kind of job; of all others it is `job`
+# Id and kind of every job whose result is recorded.
+JOBS = "SELECT job_id AS id, kind FROM job"
+JOBS += "".join(f" UNION ALL SELECT {table}_id, '{kind}' FROM {table}" for kind, table in _TABLES.items())
 
 
 def literal(text: object) -> str:
@@ -47,9 +48,7 @@ def records(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequen
 
 
 def recorded_ids(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Return the id of every job whose result is recorded, of whichever kind."""
-    text = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key in JOB_TABLES.items())
-    return {job_id for (job_id,) in connection.execute(text).fetchall()}
+    return {job_id for job_id, _ in connection.execute(JOBS).fetchall()}
 
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
@@ -78,15 +77,14 @@ def runs(
     for name in (*chosen, key):
         if name not in valid:
             raise NotFoundError(f"'{name}' is not a column of runs; {nearest(name, valid)}")
-    names = ", ".join(f'"{name}"' for name in chosen)
+    values = {name: f'any_value("{name}")' for name in of_run}
+    values |= {name: f"string_agg(DISTINCT {name}, ', ' ORDER BY {name})" for name in of_use}
+    selected = ", ".join(f'{values[name]} AS "{name}"' for name in chosen)
     conditions = " AND ".join(f"(\n{condition}\n)" for condition in where) or "true"
-    uses = ", ".join(f"string_agg(DISTINCT {name}, ', ' ORDER BY {name}) AS {name}" for name in of_use)
-    order = f"{direction} NULLS LAST, run_id"
-    first = f"""SELECT run_id FROM study_run WHERE {conditions} GROUP BY run_id
-        ORDER BY min("{key}") {order} LIMIT {limit or "ALL"}"""
-    used = f"(SELECT run_id, {uses} FROM study_run SEMI JOIN ({first}) USING (run_id) WHERE {conditions} GROUP BY run_id)"
+    text = f"""SELECT {selected} FROM study_run WHERE {conditions} GROUP BY study_run.run_id
+        ORDER BY min(study_run."{key}") {direction} NULLS LAST, study_run.run_id LIMIT {limit or "ALL"}"""
     try:
-        return query(connection, f'SELECT {names} FROM {used} JOIN run USING (run_id) ORDER BY "{key}" {order}')
+        return query(connection, text)
     except QueryError as error:
         raise QueryError(f"{error}\nThe columns of runs are: {', '.join(valid)}") from error
 
@@ -97,18 +95,15 @@ def job_details(connection: duckdb.DuckDBPyConnection, job_id: str) -> dict[str,
 
     Raises `NotFoundError` when no job or more than one begins so.
     """
-    tables = {"train": ("run", "run_id"), "ensemble": ("ensemble", "ensemble_id"), "sample": ("sample", "sample_id")}
-    ids = [f"SELECT {key} AS id, '{kind}' AS kind FROM {table}" for kind, (table, key) in tables.items()]
-    ids += ["SELECT job_id, kind FROM job", "SELECT job_id, kind FROM attempt"]
-    text = f"SELECT DISTINCT id, kind FROM ({' UNION ALL '.join(ids)}) WHERE starts_with(id, $1) ORDER BY ALL"
-    jobs = connection.execute(text, [job_id]).fetchall()
+    started = f"{JOBS} UNION SELECT job_id, kind FROM attempt"
+    jobs = connection.execute(f"FROM ({started}) WHERE starts_with(id, $1) ORDER BY ALL", [job_id]).fetchall()
     if not jobs:
         raise NotFoundError(f"no run id begins with '{job_id}'; `dataeff runs` lists them, and table `attempt` has other jobs")
     if len(jobs) > 1:
         raise NotFoundError(f"{len(jobs)} ids begin with '{job_id}'; give more of it: {', '.join(id for id, _ in jobs[:5])}")
     ((full_id, kind),) = jobs
-    table, key = tables.get(kind, ("job", "job_id"))
-    rows = records(connection, f"SELECT * FROM {table} WHERE {key} = $1", [full_id])
+    table = _TABLES.get(kind, "job")
+    rows = records(connection, f"FROM {table} WHERE {table}_id = $1", [full_id])
     lists = {
         "evaluations": "SELECT * EXCLUDE run_id FROM evaluation WHERE run_id = $1 ORDER BY step",
         "losses": "SELECT * EXCLUDE ensemble_id FROM ensemble_loss WHERE ensemble_id = $1 ORDER BY number",
@@ -121,7 +116,7 @@ def job_details(connection: duckdb.DuckDBPyConnection, job_id: str) -> dict[str,
     }
     return {
         "kind": kind,
-        "row": rows[0] if rows else {key: full_id},
+        "row": rows[0] if rows else {f"{table}_id": full_id},
         **{name: records(connection, query, [full_id]) for name, query in lists.items()},
     }
 
@@ -161,13 +156,6 @@ def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
             best.parameters_total""",
         [study],
     )
-
-
-def names(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return the names of every table, view, column and macro of the database."""
-    text = """SELECT table_name FROM information_schema.tables UNION SELECT column_name FROM information_schema.columns
-        UNION SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY ALL"""
-    return [name for (name,) in connection.execute(text).fetchall()]
 
 
 def health(connection: duckdb.DuckDBPyConnection) -> str:

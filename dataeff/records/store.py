@@ -54,11 +54,15 @@ class Database:
         deadline = time.monotonic() + timeout
         with self._lock(timeout):
             try:
-                with self._open(deadline, read_only=False) as connection:
+                with self._open(deadline, read_only=False) as connection:  # closing it without a commit rolls back
+                    connection.begin()
                     if not _has_schema(connection, self.path):
-                        _create_schema(connection)
-                    with _transaction(connection):
-                        yield connection
+                        from dataeff.records.tables import statements  # slow to import
+
+                        connection.execute(f"{statements()};\n{views()}")
+                        connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
+                    yield connection
+                    connection.commit()
             except WRITE_ERRORS as error:
                 raise self._unwritable(error) from error
 
@@ -200,23 +204,3 @@ def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
         remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
         raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
     return True
-
-
-def _create_schema(connection: duckdb.DuckDBPyConnection) -> None:
-    from dataeff.records.tables import statements
-
-    with _transaction(connection):
-        connection.execute(f"{statements()};\n{views()}")
-        connection.execute("INSERT INTO schema VALUES ($1, now())", [schema_version()])
-
-
-@contextmanager
-def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        with suppress(duckdb.Error):  # no transaction is left after an error that ended it, and that error is the one to report
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")

@@ -6,11 +6,12 @@ it), and the rows of `Database.session()`. Columns are BIGINT, DOUBLE and TIMEST
 in any order. SQLModel is slow to import: what only asks a query does not import this module.
 """
 
+import re
 from datetime import datetime
 from typing import Any
 
 from duckdb_sqlalchemy import Dialect
-from sqlalchemy import ARRAY, JSON, BigInteger, CheckConstraint, Double, Float, Integer, MetaData, String
+from sqlalchemy import ARRAY, JSON, BigInteger, Double, Enum, Float, Integer, MetaData, String
 from sqlalchemy.schema import CreateTable, SetColumnComment, SetTableComment
 from sqlmodel import Field, SQLModel
 
@@ -29,17 +30,17 @@ def key(description: str) -> Any:
     return column(f"key: {description}", primary_key=True)
 
 
-def _one_of(column: str, *values: str) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})")
+def one_of(description: str) -> Any:
+    """A column of one of the values that its description has in backticks."""
+    values = re.findall("`(.+?)`", description)
+    return column(description, sa_type=Enum(*values, native_enum=False, create_constraint=True))
 
 
 class Run(Table, table=True):
     """One row a finished or diverged run: an immutable fact, written once."""
 
-    __table_args__ = (_one_of("status", "finished", "diverged"),)
-
     run_id: str = key("hash of the canonical RunSpec; of an imported run, of all that is known of it")
-    status: str = column("`finished` or `diverged`")
+    status: str = one_of("`finished` or `diverged`")
     reason: str | None = column("why it counts as diverged")
     corpus: str | None = column("fingerprint of the token files")
     corpus_name: str | None = column("what people call the corpus")
@@ -158,19 +159,12 @@ class Study(Table, table=True):
 class Cell(Table, table=True):
     """One row a cell, (recipe, D, N) of a study, the unit that is tuned, and the state of its search when last resolved."""
 
-    __table_args__ = (
-        _one_of("recipe_limit", "best", "N", "K", "K then N"),
-        _one_of("objective", "single", "K"),
-        _one_of("averaging", "logits", "probabilities", "weights"),
-        _one_of("state", "waiting", "blocked", "searching", "certified", "boundary", "open"),
-    )
-
     cell_id: str = key("`study/recipe/D/size`")
     study: str = column("whose cell it is")
     recipe: str = column("how it trains")
-    recipe_limit: str = column("its limit: `best` over N, asymptote in `N`, asymptote in `K` (best over N), or `K then N`")
-    objective: str = column("what the search minimises: `single` (the loss of one model) or `K` (the limit of its members)")
-    averaging: str = column("what is averaged over members: `logits`, `probabilities` or `weights`")
+    recipe_limit: str = one_of("its limit: `best` over N, asymptote in `N`, asymptote in `K` (best over N), or `K then N`")
+    objective: str = one_of("what the search minimises: `single` (the loss of one model) or `K` (the limit of its members)")
+    averaging: str = one_of("what is averaged over members: `logits`, `probabilities` or `weights`")
     members: int = column("K: runs an ensemble has (count)")
     base: str | None = column("`cell_id` of the cell whose optimum is followed; NULL without")
     teacher: str | None = column("`cell_id` of the teacher whose samples or logits are learned from; NULL without")
@@ -184,7 +178,7 @@ class Cell(Table, table=True):
     note: str | None = column("what is unusual about the cell, such as an axis that follows another cell off the study's grid")
     search_ended_at: datetime | None = column("end of the last run that the search used; NULL while it goes on or was imported")
     search_stopped: str | None = column("why the search ended, when not by its certificate")
-    state: str = column("`waiting` for other cells, `blocked` by a failure, `searching`, `certified`, `boundary` or `open`")
+    state: str = one_of("`waiting` for other cells, `blocked` by a failure, `searching`, `certified`, `boundary` or `open`")
     reason: str = column("why it is in that state; of a certified cell what the certificate rests on")
     best: list[int] | None = column("grid indices of the optimum; NULL without", sa_type=INDICES)
     best_loss: float | None = column("what the search minimises, at the optimum; NULL without (nats/token)")
@@ -201,11 +195,9 @@ class Cell(Table, table=True):
 class Trial(Table, table=True):
     """Which run tried which point of which cell. A run may serve many cells."""
 
-    __table_args__ = (_one_of("role", "search", "replicate", "member"),)
-
     cell_id: str = key("the cell")
     run_id: str = key("the run")
-    role: str = column("`search`, `replicate` (the optimum under another seed) or `member` (of the ensemble at a point)")
+    role: str = one_of("`search`, `replicate` (the optimum under another seed) or `member` (of the ensemble at a point)")
     number: int = column("order within the cell's search, from 0 (count)")
     coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
 
@@ -269,16 +261,11 @@ class Sample(Table, table=True):
 class Fit(Table, table=True):
     """One row a fitted law or ratio with its interval, which views join. `fit_state` says which are out of date."""
 
-    __table_args__ = (
-        _one_of(
-            "quantity", "members", "asymptote", "data_law", "data_efficiency", "data_efficiency_trained"),
-    )
-
     fit_id: str = key("study, recipe, D and quantity; of `members` the ensemble and the averaging")
     study: str | None = column("of which study; NULL for `members`")
     recipe: str | None = column("of which recipe; NULL for `members`")
     seed_tokens: int | None = column("at which D; NULL for `members` and a law over D (tokens)")
-    quantity: str = column(
+    quantity: str = one_of(
         "`members`: the limit of an ensemble's loss in K; `asymptote`: the recipe's limit at D; `data_law`: the limit of those "
         "over D (all nats/token); `data_efficiency`: of the limit, by the baseline's data law; `data_efficiency_trained`: "
         "of the best loss trained (ratios)"

@@ -243,17 +243,15 @@ class StudySpec(Spec):
         cells = []
         for recipe in self._recipe_order():
             grid, chosen, sizes = self.grid_of(recipe), self.recipe(recipe), self.sizes_of(recipe)
-            before = chosen.start == "neighbour" and grid.size > 1
+            teacher, before = chosen.teacher, chosen.start == "neighbour" and grid.size > 1
             for (d, seed_tokens), (n, size) in product(enumerate(self.seed_tokens), enumerate(sizes)):
-                neighbour = base = teacher = None
-                if before and (n or d):
-                    at = (seed_tokens, list(sizes)[n - 1]) if n else (self.seed_tokens[d - 1], size)
-                    neighbour = cell_id(self.name, recipe, *at)
-                if chosen.base:
-                    base = cell_id(self.name, chosen.base, seed_tokens, size)
-                if chosen.teacher:
-                    teacher = cell_id(self.name, chosen.teacher.recipe, seed_tokens, chosen.teacher.size or size)
-                cells.append(Cell(self.name, recipe, seed_tokens, sizes[size], grid, neighbour, base, teacher))
+                at = (seed_tokens, list(sizes)[n - 1]) if n else (self.seed_tokens[d - 1], size)
+                others = (
+                    cell_id(self.name, recipe, *at) if before and (n or d) else None,
+                    chosen.base and cell_id(self.name, chosen.base, seed_tokens, size),
+                    teacher and cell_id(self.name, teacher.recipe, seed_tokens, teacher.size or size),
+                )
+                cells.append(Cell(self.name, recipe, seed_tokens, sizes[size], grid, *others))
         return cells
 
     def model(self, size: SizeSpec, vocabulary: int) -> ModelSpec:
@@ -302,14 +300,10 @@ class Study:
         try:
             return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
-            raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, _TABLES))) from None
+            tables = {"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec}
+            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec}
+            raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, tables))) from None
 
 
 def carried_studies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shared_folder("studies").glob("*.toml"))}
-
-
-_TABLES = {
-    **{"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec},
-    **{"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec},
-}

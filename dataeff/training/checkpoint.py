@@ -68,9 +68,10 @@ def load_member(store: Store, member: Input, device: torch.device) -> Decoder:
 
     Raises `TrainingError`, which names the file, where its spec or its weights are not there whole.
     """
-    path = store.weights(member)
+    folder = store.run(member.id)
+    path = folder.weights if member.part is None else folder.snapshot(member.part)
     try:
-        spec = load_fact(RunSpec, store.run(member.id).spec)
+        spec = load_fact(RunSpec, folder.spec)
         with torch.device("meta"):
             model = Decoder(spec.model, seed=None)
         # Copied, because tensors of a mapped file lie at any address, and products depend on the alignment.

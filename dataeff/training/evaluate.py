@@ -58,8 +58,8 @@ def subset_orders(members: int) -> list[Subset]:
     """
     if members <= ALL_SUBSETS_UP_TO:
         return sorted(path for k in range(1, members + 1) for path in combinations(range(members), k))
-    longest = {start: members if start == 0 else members - 1 for start in range(members)}
-    return [tuple((start + i) % members for i in range(k)) for start in longest for k in range(1, longest[start] + 1)]
+    windows = ((start, k) for start in range(members) for k in range(1, members + (start == 0)))
+    return [tuple((start + i) % members for i in range(k)) for start, k in windows]
 
 
 @torch.inference_mode()

@@ -90,8 +90,7 @@ class _Run:
 
     def loop(self, checkpoint_seconds: float) -> None:
         """Train to the last step, to divergence, or until asked to stop, from which `Preempted` is raised."""
-        spec, state = self.spec, self.state
-        evaluations = self.context.evaluations
+        spec, state, evaluations = self.spec, self.state, self.context.evaluations
         snapshots = {spec.steps * cycle // spec.cycles: cycle for cycle in range(1, spec.cycles)}
         evaluate_at = {max(1, round(spec.steps * k / evaluations)) for k in range(1, evaluations + 1)}
         due = {*range(0, spec.steps + 1, min(self.interval, STEPS_BETWEEN_CHECKS)), *evaluate_at, *snapshots}
@@ -115,8 +114,7 @@ class _Run:
 
     def _train_until(self, due: set[int]) -> bool:
         """Do the steps up to the next that is due and read their losses; return whether the run was asked to stop."""
-        began = time.monotonic()
-        stop = False
+        began, stop = time.monotonic(), False
         while not stop and (self.state.step not in due or not self.unread):
             self._update()
             stop = self.context.should_stop()
@@ -167,7 +165,6 @@ class _Run:
         return None
 
     def _evaluate(self) -> None:
-        """Append the validation loss after this step to the state."""
         step = self.state.step
         loss, error = validation_loss(self.eval_model, self.validation, self.spec.precision)
         values = {"val_loss": _finite(loss), "standard_error": _finite(error)}

@@ -44,8 +44,6 @@ class EnsembleResult(Fact):
 
 
 class Ensemble(Job):
-    """Evaluate K trained runs together."""
-
     kind: ClassVar[str] = "ensemble"
     always_hashed: ClassVar[set[str]] = {"evaluator_version"}
     Result: ClassVar[type[Fact]] = EnsembleResult

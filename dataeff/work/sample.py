@@ -27,8 +27,6 @@ SEQUENCES_A_BATCH = 256  # decides what is drawn: another number is another samp
 
 
 class SampleResult(Fact):
-    """What a sampling left beside its tokens."""
-
     sample_id: str
     fingerprint: str  # of the token file
     sequences: int
@@ -42,8 +40,6 @@ class SampleResult(Fact):
 
 
 class Sample(Job):
-    """Draw sequences from trained runs."""
-
     kind: ClassVar[str] = "sample"
     always_hashed: ClassVar[set[str]] = {"sampler_version", "pool", "temperature", "top_p"}
     Result: ClassVar[type[Fact]] = SampleResult

@@ -9,12 +9,6 @@ from dataeff.specs.run import RunSpec
 from dataeff.training.result import RunResult
 from dataeff.work.sample import open_samples
 
-# Columns of table `run` that are fields of the spec; with them come all of its model and its result but a few.
-SPEC_COLUMNS = {
-    *("corpus", "seed_tokens", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout", "order", "precision"),
-    *("train_seed", "data_seed", "trainer_version"),
-}
-
 
 class Train(RunSpec, Job):
     """Train one run, from the first step or from its checkpoint. A run that diverges is a result, without weights."""
@@ -54,8 +48,9 @@ class Train(RunSpec, Job):
         )
 
     def rows(self, result: RunResult) -> dict[str, list[dict[str, Any]]]:
+        fields = {"corpus", "seed_tokens", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout", "order"}
         row = {
-            **self.model_dump(include=SPEC_COLUMNS),
+            **self.model_dump(include=fields | {"precision", "train_seed", "data_seed", "trainer_version"}),
             **self.model.model_dump(exclude={"rope_theta", "experts_per_token"}),
             **result.model_dump(exclude={"evaluations", "curve", "weights_bytes"}),
             "parameters_active": self.model.parameters_active,

@@ -6,8 +6,7 @@
 -- Best exponent among start / ratio ... start * ratio, kept inside the bounds; NULL where nothing can be fitted.
 CREATE OR REPLACE MACRO power_law_stage(xs, ys, start, ratio) AS (
     WITH point AS (
-        SELECT x, y FROM (SELECT unnest(xs)::DOUBLE AS x, unnest(ys)::DOUBLE AS y)
-        WHERE x > 0 AND isfinite(x) AND isfinite(y)
+        SELECT unnest(xs) AS x, unnest(ys) AS y
     ), exponent AS (
         SELECT greatest(0.02, least(3.0, centre * power(ratio, (i - 32) / 32.0))) AS alpha
         FROM (SELECT start::DOUBLE AS centre), range(65) AS t(i)

@@ -92,15 +92,13 @@ FROM grouped LEFT JOIN noise USING (study, recipe)
 
 -- One row a (study, recipe). The law of the recipe's limits over D = seed_tokens in units of 1e6.
 CREATE OR REPLACE VIEW data_law AS
-SELECT study, recipe, 'seed_tokens' AS variable, any_value(value) AS limit_loss, any_value(fit.a) AS a,
-    any_value(fit.alpha) AS alpha, any_value(fit.e) AS e, count(limit_loss) AS points, count(*) AS budgets,
-    max(limits.seed_tokens) FILTER (limit_loss IS NOT NULL) AS largest_budget, any_value(fit.rmse) AS rmse, any_value(low) AS e_low,
-    any_value(high) AS e_high, any_value(fit.interval_reason) AS interval_reason,
-    if(count(fit_id) = 0, 'not fitted yet; `dataeff refresh` does it', any_value(fit.reason)) AS reason,
-    coalesce(bool_or(fit.stale), true) AS stale, sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified,
-    sum(boundary)::BIGINT AS boundary, sum(open)::BIGINT AS open
+SELECT study, recipe, 'seed_tokens' AS variable, value AS limit_loss, fit.a, fit.alpha, fit.e, count(limits.limit_loss) AS points,
+    count(*) AS budgets, max(limits.seed_tokens) FILTER (limits.limit_loss IS NOT NULL) AS largest_budget, fit.rmse,
+    low AS e_low, high AS e_high, fit.interval_reason,
+    if(fit_id IS NULL, 'not fitted yet; `dataeff refresh` does it', fit.reason) AS reason, coalesce(fit.stale, true) AS stale,
+    sum(cells)::BIGINT AS cells, sum(certified)::BIGINT AS certified, sum(boundary)::BIGINT AS boundary, sum(open)::BIGINT AS open
 FROM asymptote AS limits LEFT JOIN (FROM fit_state WHERE quantity = 'data_law') AS fit USING (study, recipe)
-GROUP BY study, recipe;
+GROUP BY ALL;
 
 -- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
 -- its data law, over the tokens the recipe had.
@@ -112,23 +110,18 @@ WITH ratio AS (
         reason: reason} AS ratio FROM fit_state)
     GROUP BY study, recipe, seed_tokens
 )
-SELECT study, recipe, seed_tokens, baseline, kind, limit_loss, e_low, e_high, law.tokens AS tokens_needed,
+SELECT limits.* EXCLUDE (variable, a, alpha, e, rmse, noise_sd, interval_reason, reason), baseline, law.tokens AS tokens_needed,
     law.value AS data_efficiency, law.low AS data_efficiency_low, law.high AS data_efficiency_high,
-    law.tokens > 1.001 * law.largest AS extrapolated, best_trained, best_cell,
-    trained.value AS data_efficiency_trained, trained.low AS data_efficiency_trained_low,
-    trained.high AS data_efficiency_trained_high, trained.tokens > 1.001 * trained.largest AS trained_extrapolated,
-    trained.largest AS largest_budget, largest_parameters, largest_members, points, cells, certified, boundary, open, stale,
-    law.why AS interval_reason, trained.reason AS trained_reason,
+    law.tokens > 1.001 * law.largest AS extrapolated, law.why AS interval_reason, trained.value AS data_efficiency_trained,
+    trained.low AS data_efficiency_trained_low, trained.high AS data_efficiency_trained_high,
+    trained.tokens > 1.001 * trained.largest AS trained_extrapolated, trained.largest AS largest_budget,
+    trained.reason AS trained_reason,
     if(limit_loss IS NULL, 'this recipe has no limit here: ' || limits.reason, law.reason) AS reason
 FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio USING (study, recipe, seed_tokens);
 
 -- One row a (study, recipe, seed_tokens): the limit beside the best loss that was reached and what that took.
 CREATE OR REPLACE VIEW recipe_summary AS
-SELECT limits.study, limits.recipe, limits.seed_tokens, kind, limits.limit_loss, e_low, e_high, best_trained, best_cell,
-    own.size, own.members, own.parameters_total, own.members * own.parameters_total AS inference_parameters,
-    own.training_flops, teacher.training_flops AS teacher_flops, tokens_needed, data_efficiency, data_efficiency_low, data_efficiency_high,
-    extrapolated, data_efficiency_trained, data_efficiency_trained_low, data_efficiency_trained_high, trained_extrapolated,
-    largest_budget, largest_parameters, largest_members, limits.points, limits.cells, limits.certified, limits.boundary,
-    limits.open, stale, trained_reason, limits.reason
+SELECT limits.* EXCLUDE (baseline, interval_reason), own.size, own.members, own.parameters_total,
+    own.members * own.parameters_total AS inference_parameters, own.training_flops, teacher.training_flops AS teacher_flops
 FROM data_efficiency AS limits LEFT JOIN cell_limit AS own ON own.cell_id = best_cell
     LEFT JOIN cell ON cell.cell_id = best_cell LEFT JOIN cell_limit AS teacher ON teacher.cell_id = cell.teacher;

@@ -1,4 +1,4 @@
-"""What the README of the database says of its columns, units and questions."""
+"""What the README of the database says of its columns and questions."""
 
 from __future__ import annotations
 
@@ -32,14 +32,6 @@ def test_every_macro_is_in_the_readme(connection):
     text = (shared_folder("db") / "README.md").read_text(encoding="utf-8")
     for (name,) in connection.execute("SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal").fetchall():
         assert f"`{name}(" in text
-
-
-def test_columns_have_the_units_of_the_readme():
-    units = documented.units()
-    assert [units[name] for name in ("val_loss", "seed_tokens", "wall_seconds", "training_flops", "data_efficiency")] == [
-        "nats/token", "tokens", "s", "FLOPs", "ratio"
-    ]  # fmt: skip
-    assert units.keys().isdisjoint({"lr", "epochs", "recipe"})
 
 
 def test_every_question_runs_on_a_database_without_runs(connection):

@@ -98,7 +98,7 @@ def test_an_export_overwrites_nothing_and_names_what_it_cannot_find(exported, tm
 
 def test_the_commands_say_what_they_did(exported, tmp_path):
     done = dataeff("import", exported[1], cwd=tmp_path)
-    assert done.returncode == 0 and "new_rows" in done.stdout
+    assert done.returncode == 0 and "metric" in done.stdout
     done = dataeff("import", "laptp", cwd=tmp_path)
     assert done.returncode == 2 and "did you mean 'laptop'" in done.stderr
     done = dataeff("export", "tiny", "out", cwd=tmp_path)

@@ -158,6 +158,8 @@ def test_an_ensemble_in_the_folder_of_another_is_refused(database, store):
 def test_a_damaged_folder_is_named_and_nothing_of_the_batch_is_recorded(database, store):
     good, bad = write_run(store, run_spec()), write_run(store, run_spec(lr=1e-2))
     write_atomically(bad.result, bad.result.read_text()[:50])
+    with database.write():
+        pass
     with pytest.raises(InputError, match="result.json cannot be read as a RunResult"), database.write() as connection:
         ingest(connection, [good, bad])
     assert rows(database, "run") == []
