@@ -103,21 +103,15 @@ GROUP BY ALL;
 -- One row a (study, recipe, seed_tokens): the tokens the study's baseline recipe needs to reach the recipe's limit there, by
 -- its data law, over the tokens the recipe had.
 CREATE OR REPLACE VIEW data_efficiency AS
-WITH ratio AS (
-    SELECT study, recipe, seed_tokens, any_value(ratio) FILTER (quantity = 'data_efficiency') AS law,
-        any_value(ratio) FILTER (quantity = 'data_efficiency_trained') AS trained
-    FROM (SELECT *, {value: value, low: low, high: high, tokens: tokens_needed, largest: largest_budget, why: interval_reason,
-        reason: reason} AS ratio FROM fit_state)
-    GROUP BY study, recipe, seed_tokens
-)
-SELECT limits.* EXCLUDE (variable, a, alpha, e, rmse, noise_sd, interval_reason, reason), baseline, law.tokens AS tokens_needed,
+SELECT limits.* EXCLUDE (variable, a, alpha, e, rmse, noise_sd, interval_reason, reason), baseline, law.tokens_needed,
     law.value AS data_efficiency, law.low AS data_efficiency_low, law.high AS data_efficiency_high,
-    law.tokens > 1.001 * law.largest AS extrapolated, law.why AS interval_reason, trained.value AS data_efficiency_trained,
-    trained.low AS data_efficiency_trained_low, trained.high AS data_efficiency_trained_high,
-    trained.tokens > 1.001 * trained.largest AS trained_extrapolated, trained.largest AS largest_budget,
-    trained.reason AS trained_reason,
+    law.tokens_needed > 1.001 * law.largest_budget AS extrapolated, law.interval_reason, trained.value AS data_efficiency_trained,
+    trained.low AS data_efficiency_trained_low, trained.high AS data_efficiency_trained_high, trained.largest_budget,
+    trained.tokens_needed > 1.001 * trained.largest_budget AS trained_extrapolated, trained.reason AS trained_reason,
     if(limit_loss IS NULL, 'this recipe has no limit here: ' || limits.reason, law.reason) AS reason
-FROM asymptote AS limits LEFT JOIN study ON study.name = study LEFT JOIN ratio USING (study, recipe, seed_tokens);
+FROM asymptote AS limits LEFT JOIN study ON study.name = study
+    LEFT JOIN (FROM fit_state WHERE quantity = 'data_efficiency') AS law USING (study, recipe, seed_tokens)
+    LEFT JOIN (FROM fit WHERE quantity = 'data_efficiency_trained') AS trained USING (study, recipe, seed_tokens);
 
 -- One row a (study, recipe, seed_tokens): the limit beside the best loss that was reached and what that took.
 CREATE OR REPLACE VIEW recipe_summary AS
