@@ -1,7 +1,5 @@
 """The Laws page: the laws of a study over N, K or D in one figure and one table, and what tests one of them."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 import page
@@ -27,8 +25,7 @@ if not laws:
     st.info(f"{page.plain(study)} has no law over {over}: {lack[over]}.")
     st.stop()
 st.subheader(f"Laws over {reports.TITLES[over]}")
-rows = reports.law_rows(laws, found["points"], over)
-rows = [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
+rows = page.linked(reports.law_rows(laws, found["points"], over))
 title = "limit of the recipe (nats/token)" if over == "D" else "validation loss (nats/token)"
 shown = {law["name"]: law for law in laws}
 across = reports.axis([point for point in found["points"] if point["name"] in shown], over)

@@ -4,8 +4,6 @@ A template writes it as HTML, which carries its charts and the code that draws t
 the charts as PNG beside it. Numbers are those of the views; nothing is computed here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +19,7 @@ from dataeff.reports import laws
 from dataeff.reports.answer import NUMBERS, plain, study_answer
 from dataeff.reports.charts import chart_bytes, law_figure, limits_chart, ratio_figure
 from dataeff.reports.frames import LIMITS, readable, study_limits
-from dataeff.reports.theme import Figure, themed
+from dataeff.reports.theme import Chart, themed
 
 # What a run cost counts once in the total, whichever recipes share it.
 COST = """
@@ -76,7 +74,7 @@ def study_report(connection: duckdb.DuckDBPyConnection, study: str, authors: Seq
     }
 
 
-def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]) -> list[tuple[str, Figure, list[str]]]:
+def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]) -> list[tuple[str, Chart, list[str]]]:
     """Return caption, chart and SQL of the figures for which there are numbers."""
     figures = []
     if limits["rows"]:
@@ -93,7 +91,7 @@ def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str
             caption = f"Ensembles at D = {chosen:,}, logits averaged." if over == "K" else "Limits of each recipe over D."
             figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels=panels)
             figures.append((caption, figure, [laws.POINTS[over], laws.LAWS[over]]))
-    return [(f"{caption} {figure.spec['description']}", figure, sql) for caption, figure, sql in figures]
+    return [(f"{caption} {figure['description']}", figure, sql) for caption, figure, sql in figures]
 
 
 def require_report_form(form: str) -> None:
@@ -114,7 +112,7 @@ def write_report(report: dict[str, Any], path: Path, form: str) -> list[Path]:
     if form == "html":
         from vl_convert import javascript_bundle
 
-        values |= {"charts": {name: chart.to_dict() for name, chart in charts.items()}, "javascript": javascript_bundle()}
+        values |= {"charts": charts, "javascript": javascript_bundle()}
     else:
         files += [path.with_name(f"{path.stem}-{name}.png") for name in charts]
         for file, chart in zip(files[1:], charts.values(), strict=True):

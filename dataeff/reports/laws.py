@@ -7,9 +7,10 @@
 Laws and intervals are those of the views; only what tests a law is fitted here. Losses in nats per token.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+import duckdb
+import numpy as np
 
 from dataeff.errors import InputError
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, fit
@@ -17,10 +18,7 @@ from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor
 from dataeff.laws.intervals import compare, leave_largest_out
 from dataeff.records.queries import records, require_study
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, law_line, recipes, with_bars
-
-if TYPE_CHECKING:
-    import duckdb
+from dataeff.reports.frames import Records, recipes, with_bars
 
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 TITLES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}  # of the axis
@@ -118,7 +116,9 @@ def law_rows(laws: Records, points: Records, over: str) -> Records:
         if own and (law["limit_loss"] is not None or (over == "D" and law["a"])):  # data laws are inverted also without a limit
             form, least, most = PowerLaw(law["a"], law["alpha"], law["e"]), own[0]["x"], own[-1]["x"]
             for layer, low, high in (("law", least, most), ("beyond", most, BEYOND * most)):
-                rows += law_line(form, low / UNITS[over], high / UNITS[over], "x", UNITS[over], **row, layer=layer)
+                xs = np.geomspace(low, high, 81)
+                losses = form(xs / UNITS[over]).tolist()
+                rows += [{**row, "layer": layer, "x": x, "val_loss": y} for x, y in zip(xs.tolist(), losses, strict=True)]
             rows.append({**row, "layer": "limit", "val_loss": law["limit_loss"], "low": law["e_low"], "high": law["e_high"]})
     return rows
 
