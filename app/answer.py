@@ -5,10 +5,11 @@ from typing import Any
 import page
 import streamlit as st
 
+from dataeff.records.queries import records
 from dataeff.reports.answer import study_answer
 from dataeff.reports.charts import limits_chart, ratio_figure
 from dataeff.reports.frames import study_limits
-from dataeff.reports.laws import study_ratios
+from dataeff.reports.laws import RATIOS
 from dataeff.reports.progress import study_names
 
 
@@ -27,7 +28,7 @@ other = page.choose("Compare with", [None, *others], "compare", st.sidebar.selec
 answer = show_reached(study)
 if other:
     show_reached(other)
-limits, ratios = page.read(study_limits, study), page.read(study_ratios, study)
+limits, ratios = page.read(study_limits, study), page.read(records, RATIOS, [study])
 if limits["rows"]:
     st.markdown("**Loss against size**")
     page.show_chart(limits_chart(page.linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])

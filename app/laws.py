@@ -5,6 +5,7 @@ from urllib.parse import quote
 import page
 import streamlit as st
 
+from dataeff.records.queries import records
 from dataeff.reports import laws as reports
 from dataeff.reports.charts import law_figure, ratio_figure
 
@@ -32,8 +33,8 @@ across = reports.axis([point for point in found["points"] if point["name"] in sh
 if any(row["layer"] == "point" for row in rows):
     figure = law_figure(rows, across, order, y_title=title, panels=None if over == "D" else "panel")
     page.show_chart(figure, f"{study} laws over {over}", [row for row in rows if row["layer"] in ("point", "limit")])
-ratios = [row for row in page.read(reports.study_ratios, study) if not chosen or row["recipe"] in chosen] if over == "D" else []
-if ratios:
+ratios = page.read(records, reports.RATIOS, [study]) if over == "D" else []
+if ratios := [row for row in ratios if not chosen or row["recipe"] in chosen]:
     page.show_chart(ratio_figure(ratios, order, "panel"), f"{study} ratios", ratios)
 page.show_table(*reports.law_table(laws), f"{study} laws over {over} table", height="content")
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -158,15 +159,17 @@ def show_chart(chart: Chart, name: str, data: Sequence[dict[str, Any]]) -> None:
     A figure with a caption is drawn wide and narrow, of which `STYLE` shows one; a single panel as wide as there is room.
     """
     dark = st.context.theme.type == "dark"
-    wide, one_panel = themed(chart, dark), "concat" not in chart
-    drawn = {"wide": wide, "narrow": themed(chart, dark, narrow=True)} if "description" in chart else {"fitted": wide}
-    for size, spec in drawn.items():
-        with st.container(key=f"{size} {name}", width=chart["width"] + 90 if one_panel else "stretch"):
-            spec = spec | {"autosize": {"type": "fit", "contains": "padding"}} if one_panel else spec
-            width = "stretch" if one_panel else "content"
-            st.vega_lite_chart(spec, theme=None, width=width, key=f"{name} chart {size}", alt=name)
-    if "description" in chart:
-        st.caption(plain(chart["description"]))
+    wide, draw = themed(chart, dark), partial(st.vega_lite_chart, theme=None, width="content")
+    if caption := chart.get("description"):
+        for size, drawn in (("wide", wide), ("narrow", themed(chart, dark, narrow=True))):
+            with st.container(key=f"{size} {name}"):
+                draw(drawn, key=f"{name} chart {size}")
+        st.caption(plain(caption))
+    elif "concat" in chart:
+        draw(wide, key=f"{name} chart", alt=name)
+    else:
+        with st.container(width=chart["width"] + 90):
+            draw(wide | {"autosize": {"type": "fit", "contains": "padding"}}, width="stretch", key=f"{name} chart", alt=name)
     with st.container(horizontal=True, gap="small"):
         offer("PNG", lambda: chart_bytes(wide, "png"), f"{name}.png")
         offer("SVG", lambda: chart_bytes(wide, "svg"), f"{name}.svg")

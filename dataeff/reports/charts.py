@@ -211,7 +211,7 @@ def _layers(
 
 
 def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Chart:
-    """Return loss against total parameters (log), a panel each budget D, of what `study_limits` gives: the paper's first figure."""
+    """Return loss against total parameters (log), a panel each budget D, of `study_limits`: the paper's first figure."""
     axis = Axis("parameters_total", "parameters (of all members)", form="~s")
     return law_figure(rows, axis, recipes, panels="panel") | {"title": title}
 

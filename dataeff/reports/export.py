@@ -79,7 +79,7 @@ def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str
     figures = []
     if limits["rows"]:
         figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
-    if ratios := laws.study_ratios(connection, study):
+    if ratios := records(connection, laws.RATIOS, [study]):
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
         figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
     for over, panels in (("K", "panel"), ("D", None)):

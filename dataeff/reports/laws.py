@@ -65,7 +65,7 @@ SELECT recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, format('D =
 FROM asymptote WHERE study = $1 ORDER BY x""",
 }
 
-# Data efficiency of what was trained, and of limits; hollow: extrapolated.
+# Rows of `ratio_figure`: data efficiency of what was trained, and of limits; hollow: extrapolated.
 RATIOS = """
 FROM (SELECT recipe, seed_tokens, unnest([
     {panel: 'What was trained', ratio: data_efficiency_trained, low: data_efficiency_trained_low,
@@ -90,12 +90,6 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
         law["caveats"] = "; ".join(filter(None, [law["reason"] or law["interval_reason"], *told]))
     laws.sort(key=lambda law: (order.index(law["recipe"]), law["seed_tokens"] or 0))
     return {"laws": laws, "points": with_bars(points) if over == "N" else points, "recipes": order}
-
-
-def study_ratios(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
-    """Return the ratios that there are, as `ratio_figure` takes them, by `panel`."""
-    require_study(connection, study)
-    return records(connection, RATIOS, [study])
 
 
 def axis(points: Records, over: str) -> Axis:

@@ -65,10 +65,11 @@ def search_chart(tuned: list[str], points: Records, value: str = "loss") -> Char
     rows, losses = [], [point[value] for point in points if point[value] is not None]
     least, most = min(losses, default=0.0), max(losses, default=0.0)
     for point in points:
-        mark = {"diverged": "\u00d7", "missing": "?"}.get(point["state"], "")
+        label = {"diverged": "\u00d7", "missing": "?"}.get(point["state"], "")
+        label += "" if point["number"] is None else str(point["number"])
         excess = None if point[value] is None else point[value] - least
         best = point["is_best"] if value == "loss" else excess == 0
-        rows.append({**point, "label": f"{mark}{point['number'] or ''}", "excess": excess, "is_best": best})
+        rows.append({**point, "label": label, "excess": excess, "is_best": best})
     panels = groupby(rows, itemgetter("panel"))
     return alt.concat(*(_grid([*own], tuned, (most - least) or 1e-9) for _, own in panels), columns=3, spacing=20).to_dict()
 
@@ -98,6 +99,7 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
     ink = ink.when(f"datum.excess < {0.32 * worst}").then(alt.value(LIGHT["ink"])).otherwise(alt.value("#ffffff"))
     base, inner = alt.Chart().encode(x, y), {"filled": False, "width": {"band": 0.84}, "height": {"band": 0.84}}
     squares = base.encode(tooltip=TOOLTIP)
+    path = base.transform_filter("datum.piece != null").encode(order="number:Q", detail="piece:N")
     corner = {"dx": 6 - SQUARE / 2, "dy": 9 - SQUARE / 2, "align": "left", "fontSize": 10}
     return alt.layer(
         squares.mark_rect(filled=False, stroke=LINES),
@@ -105,7 +107,7 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
         squares.transform_filter("datum.is_best").mark_rect(**inner, stroke=LIGHT["ink"], strokeWidth=2.5),
         squares.transform_filter("datum.label").mark_text(**corner).encode(text="label:N", color=ink),
         base.transform_filter("datum.state == 'missing'").mark_rect(**inner, stroke=ALARM, strokeDash=[3, 3]),
-        base.transform_filter("datum.piece != null").mark_line(strokeWidth=1, color=GREY).encode(order="number:Q", detail="piece:N"),
+        path.mark_line(strokeWidth=1, color=GREY),
         *bars,
         data=alt.Data(values=panel),
         title=alt.TitleParams(title, fontSize=12, anchor="middle"),
