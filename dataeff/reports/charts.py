@@ -1,4 +1,4 @@
-"""Charts as pure functions from records to Altair: no query, no file, no page.
+"""Charts as pure functions from records to Vega-Lite: no query, no file, no page.
 
     law_figure     points with intervals, the laws through them and their limits; one panel or several
     limits_chart   loss against size, a panel each budget        ratio_figure   data efficiency against data
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import altair as alt
 import numpy as np
 
 from dataeff.errors import InputError
@@ -23,7 +22,6 @@ from dataeff.reports.theme import GREY, LINES, PAPER, Chart, palette, themed
 
 Records = list[dict[str, Any]]
 LOSS = "validation loss (nats/token)"
-EDGE, HOLE = LINES.to_dict(), PAPER.to_dict()
 NOTES = {  # what a caption says of the layers that are drawn
     "point": "dots: measured, hollow where the optimum is not certified",
     "ratio": "dots: ratios, hollow where the baseline's law is extrapolated",
@@ -76,19 +74,18 @@ def law_figure(
     has = {(row.get("recipe"), row["layer"]) for row in rows}
     drawn = [name for name in recipes if name in {recipe for recipe, _ in has}]
     across, places = _across(rows, x, [name for name in drawn if (name, "limit") in has])
-    colours, pick, isolated = palette(recipes), [], len(drawn) > 1
+    colours, isolated = palette(recipes), len(drawn) > 1
     colour = {"field": "recipe", "type": "nominal", "scale": {"domain": drawn, "range": [colours[name] for name in drawn]}}
     colour |= {"title": None, "legend": {"symbolType": "circle"} if isolated else None}
-    if isolated:
-        pick = [{"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}]
+    pick = {"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}
     filled = {name for row in rows for name, value in row.items() if value is not None}
     charts, seen = [], {note for note, column in (("bar", "low"), ("subsets", "subsets")) if column in filled}
     for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
         own = [row for row in rows if not panels or row[panels] == name]
         domain = _domain(own, y, log_y)
         scale = {"type": "log" if log_y else "linear", "domain": domain, "nice": False}
-        up = {"type": "quantitative", "title": y_title, "scale": scale}
-        up |= {"axis": {"format": "~g", **({"values": round_numbers(*domain)} if log_y else {"tickCount": 6})}}
+        axis = {"format": "~g", "values": round_numbers(*domain)} if log_y else {"format": "~g", "tickCount": 6}
+        up = {"type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
         prepared = _prepared(own, x.column, y, places, domain, log_y)
         layers = _layers(prepared, across, y, up, colour, isolated)
         if not charts:  # the legend listens for the first view that has its colours
@@ -97,8 +94,8 @@ def law_figure(
         seen |= {row["layer"] for row in prepared}
     seen = seen - {"point"} | {"ratio"} if y == "ratio" else seen
     note = "; ".join(text for layer, text in NOTES.items() if layer in seen) + "."
-    layout = {"columns": 2, "spacing": {"row": 18, "column": 24}, "params": pick, "description": note[0].upper() + note[1:]}
-    return {"$schema": alt.SCHEMA_URL, "concat": charts, **layout}
+    layout = {"columns": 2, "spacing": {"row": 18, "column": 24}, "params": [pick] if isolated else []}
+    return {"concat": charts, "description": note[0].upper() + note[1:], **layout}
 
 
 def _across(rows: Records, x: Axis, limited: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
@@ -184,7 +181,7 @@ def _layers(
     bar = {"x": x, "y": bottom, "y2": {"field": "top"}, "color": colour, "opacity": shown(1)}
     big, small, thin = {"type": "point", "size": 45}, {"type": "point", "size": 14, "filled": True}, {"strokeWidth": 1.5}
     parts = (  # rows of a layer, or of a condition; the mark; its channels
-        ("edge", {"type": "rule", "color": EDGE, **thin}, {"x": x}),
+        ("edge", {"type": "rule", "color": LINES, **thin}, {"x": x}),
         ("reference", {"type": "rule", "color": GREY}, {"y": y}),
         ("beyond", {"type": "line", "strokeDash": [5, 4], **thin}, line),
         ("law", {"type": "line", **thin}, line),
@@ -194,8 +191,8 @@ def _layers(
         ("predicted", {**big, "shape": "diamond", "size": 80, "filled": True}, dot),
         ("limit", {**big, "filled": True}, dot),
         ("point", {**big, "filled": True}, dot),
-        ("datum.hollow && indexof(['point', 'limit'], datum.layer) >= 0", {**small, "color": HOLE}, {"x": x, "y": y}),
-        ("off", {**big, "fill": HOLE, **thin}, off),
+        ("datum.hollow && indexof(['point', 'limit'], datum.layer) >= 0", {**small, "color": PAPER}, {"x": x, "y": y}),
+        ("off", {**big, "fill": PAPER, **thin}, off),
         ("datum.endless", {**big, "filled": True}, off),
     )
     present = {row["layer"] for row in rows}

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import duckdb
 from scipy import special
 
 from dataeff.records.queries import records, require_study
+from dataeff.reports.text import cell_text
 
 Records = list[dict[str, Any]]
 
@@ -80,13 +80,11 @@ def by_key(rows: Sequence[dict[str, Any]], *names: str) -> dict[tuple[Any, ...],
 
 
 def readable(value: Any) -> str:
-    """Return a value of a result as text: '-' for NULL, numbers to five digits."""
+    """Return a value of a result as text, as `cell_text` does but '-' for NULL."""
     if value is None or value in ("", []):
         return "-"
     if isinstance(value, list):
         return ", ".join(map(readable, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S %Z}".strip()
-    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else cell_text(value)

@@ -2,7 +2,6 @@
 
 import re
 
-import altair as alt
 import duckdb
 import pyarrow
 
@@ -34,4 +33,4 @@ def quick_chart(table: pyarrow.Table, names: list[str], mark: str, logs: str, re
         colour["scale"] = shades if colour["type"] == "nominal" else {"scheme": "viridis"}
     tooltip = [{name: channel[name] for name in ("field", "type", "title")} for channel in channels.values()]
     drawn = {"data": {"values": values}, "encoding": {**channels, "tooltip": tooltip}, "width": 640, "height": 360}
-    return {"$schema": alt.SCHEMA_URL, "layer": [{"mark": each} for each in MARKS[mark]], **drawn}
+    return {"layer": [{"mark": each} for each in MARKS[mark]], **drawn}

@@ -16,7 +16,6 @@ from dataeff.reports.theme import Chart, palette
 
 MOST_POINTS = 40_000  # of all curves together: some 4 MB on their way to the browser
 CURVES = {"loss": ("train_loss", "val_loss"), "learning rate": ("lr",), "gradient norm": ("gradient_norm",)}
-UNITS = {"loss": "loss (nats/token)"}
 ACROSS = {"tokens": "tokens", "epochs": "tokens / seed_tokens", "FLOPs": "training_flops * tokens / tokens_seen",
           "seconds": "wall_seconds * tokens / tokens_seen"}  # fmt: skip
 DECIDING = ("recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout",
@@ -131,7 +130,7 @@ def curves_chart(
     colour = alt.Scale(domain=drawn, range=[colours[name] for name in drawn])
     base = alt.Chart(alt.NamedData("curves")).encode(
         alt.X("x:Q", title=across, scale=scales["x"]).axis(format="~s", tickCount=8),
-        alt.Y("value:Q", title=UNITS.get(curve, curve), scale=scales["y"]).axis(format=".3~g"),
+        alt.Y("value:Q", title="loss (nats/token)" if curve == "loss" else curve, scale=scales["y"]).axis(format=".3~g"),
         alt.Color("run:N", scale=colour, legend=legend),
         tooltip=["run:N", "name:N", alt.Tooltip("x:Q", format=",.4~g", title=across), alt.Tooltip("value:Q", format=".4f")],
     )

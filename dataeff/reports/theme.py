@@ -2,19 +2,19 @@
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), black replaced by a
 grey, and two more. They go to recipes in the order of the study, so that a recipe has one colour in every chart, on light and
-dark pages. A chart is a Vega-Lite specification that names INK, FAINT, LINES and PAPER; `themed` says what these are.
+dark pages. A chart is a Vega-Lite specification that names LINES and PAPER; `themed` says what these are.
 """
 
 from collections.abc import Iterable
 from itertools import cycle
 from typing import Any
 
-import altair as alt
+from altair import SCHEMA_URL
 
 Chart = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#7A4F9A", "#B8A800")
 GREY, ALARM, FONT = PALETTE[6], PALETTE[1], "Helvetica, Arial, sans-serif"
-INK, FAINT, LINES, PAPER = (alt.ExprRef(name) for name in ("ink", "faint", "lines", "paper"))
+LINES, PAPER = {"expr": "lines"}, {"expr": "paper"}
 LIGHT = {"ink": "#1a1a1a", "faint": "#555555", "lines": "#e0e0e0", "paper": "#ffffff"}
 DARK = {"ink": "#eeeeee", "faint": "#b0b0b0", "lines": "#3a3a3a", "paper": "#171614"}
 NARROW = 244  # width of a panel that fits a phone beside its axis (pixels)
@@ -48,4 +48,4 @@ def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Figure:
         "view": {"stroke": None},
     }
     below = {"concat": [{**panel, "width": NARROW} for panel in chart["concat"]], "columns": 1} if narrow else {}
-    return Figure({"autosize": {"type": "pad"}, **chart, **below, "config": config})
+    return Figure({"$schema": SCHEMA_URL, "autosize": {"type": "pad"}, **chart, **below, "config": config})
