@@ -34,7 +34,7 @@ if limits["rows"]:
     page.show_chart(limits_chart(page.linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])
 if ratios:
     st.markdown("**Data efficiency**")
-    page.show_chart(ratio_figure(page.linked(ratios), limits["recipes"], "panel"), f"{study} ratios", ratios)
+    page.show_chart(ratio_figure(page.linked(ratios), limits["recipes"]), f"{study} ratios", ratios)
 if answer["limits"][1]:
     st.markdown("**Limits, all extrapolated**")
     page.show_table(*answer["limits"], f"{study} limits table", height="content")

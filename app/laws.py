@@ -31,11 +31,11 @@ title = "limit of the recipe (nats/token)" if over == "D" else "validation loss 
 shown = {law["name"]: law for law in laws}
 across = reports.axis([point for point in found["points"] if point["name"] in shown], over)
 if any(row["layer"] == "point" for row in rows):
-    figure = law_figure(rows, across, order, y_title=title, panels=None if over == "D" else "panel")
+    figure = law_figure(rows, across, order, y_title=title)
     page.show_chart(figure, f"{study} laws over {over}", [row for row in rows if row["layer"] in ("point", "limit")])
 ratios = page.read(records, reports.RATIOS, [study]) if over == "D" else []
 if ratios := [row for row in ratios if not chosen or row["recipe"] in chosen]:
-    page.show_chart(ratio_figure(ratios, order, "panel"), f"{study} ratios", ratios)
+    page.show_chart(ratio_figure(ratios, order), f"{study} ratios", ratios)
 page.show_table(*reports.law_table(laws), f"{study} laws over {over} table", height="content")
 
 law = shown[page.choose("What tests the law of", list(shown), "law", width=420)]

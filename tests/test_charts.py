@@ -88,7 +88,7 @@ def test_round_numbers_are_few_and_within(ends):
 
 def test_each_panel_has_its_own_axis_and_a_narrow_page_one_panel_a_row():
     rows = points("joint", [5.0, 4.9], panel="a") + points("joint", [3.4, 3.3], panel="b")
-    figure = law_figure(rows, SIZES, RECIPES, panels="panel")
+    figure = law_figure(rows, SIZES, RECIPES)
     assert y_domain(figure)[0] > y_domain(figure, 1)[1]
     narrow = themed(figure, narrow=True)
     assert narrow["columns"] == 1 < figure["columns"] and all(panel["width"] < 300 for panel in narrow["concat"])

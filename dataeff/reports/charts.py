@@ -37,7 +37,7 @@ NOTES = {  # what a caption says of the layers that are drawn
 TOOLTIPS = {  # columns that a tooltip shows where the rows have them, and their formats
     **dict.fromkeys(("recipe", "point", "size", "averaging", "state", "run_id")),
     **{"seed_tokens": ",", "members": "d", "parameters_total": ",", "subsets": "d", "lr": ".3~g", "weight_decay": ".3~g"},
-    **{"epochs": "~g", "val_loss": ".4f", "ratio": ".3f", "low": ".4f", "high": ".4f", "law": ".4f"},
+    **{"epochs": "~g", "val_loss": ".4f", "ratio": ".3f", "low": ".4f", "high": ".4f"},
 }
 
 
@@ -51,15 +51,9 @@ class Axis(NamedTuple):
 
 
 def law_figure(
-    rows: Records,
-    x: Axis,
-    recipes: Sequence[str],
-    y: str = "val_loss",
-    y_title: str = LOSS,
-    log_y: bool = False,
-    panels: str | None = None,
+    rows: Records, x: Axis, recipes: Sequence[str], y: str = "val_loss", y_title: str = LOSS, log_y: bool = False
 ) -> Chart:
-    """Return rows drawn by their `layer`; `panels` is a column, two panels a row, each with its own y axis.
+    """Return rows drawn by their `layer`; each `panel` has its own y axis, two panels a row.
 
         reference     a thin line at y
         law           a solid line, `beyond` dashed; a line for each `line`
@@ -80,8 +74,8 @@ def law_figure(
     pick = {"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}
     filled = {name for row in rows for name, value in row.items() if value is not None}
     charts, seen = [], {note for note, column in (("bar", "low"), ("subsets", "subsets")) if column in filled}
-    for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
-        own = [row for row in rows if not panels or row[panels] == name]
+    for name in dict.fromkeys(row.get("panel") for row in rows if row["layer"] == "point"):
+        own = [row for row in rows if row.get("panel") == name]
         domain = _domain(own, y, log_y)
         scale = {"type": "log" if log_y else "linear", "domain": domain, "nice": False}
         axis = {"format": "~g", "values": round_numbers(*domain)} if log_y else {"format": "~g", "tickCount": 6}
@@ -90,7 +84,7 @@ def law_figure(
         layers = _layers(prepared, across, y, up, colour, isolated)
         if not charts:  # the legend listens for the first view that has its colours
             next(layer for layer in layers if "color" in layer["encoding"])["name"] = "first"
-        charts.append({"title": name, "width": 400, "height": 270, "data": {"values": prepared}, "layer": layers})
+        charts.append({"title": name or "", "width": 400, "height": 270, "data": {"values": prepared}, "layer": layers})
         seen |= {row["layer"] for row in prepared}
     seen = seen - {"point"} | {"ratio"} if y == "ratio" else seen
     note = "; ".join(text for layer, text in NOTES.items() if layer in seen) + "."
@@ -210,10 +204,10 @@ def _layers(
 def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Chart:
     """Return loss against total parameters (log), a panel each budget D, of `study_limits`: the paper's first figure."""
     axis = Axis("parameters_total", "parameters (of all members)", form="~s")
-    return law_figure(rows, axis, recipes, panels="panel") | {"title": title}
+    return law_figure(rows, axis, recipes) | {"title": title}
 
 
-def ratio_figure(rows: Records, recipes: Sequence[str], panels: str | None = None) -> Chart:
+def ratio_figure(rows: Records, recipes: Sequence[str]) -> Chart:
     """Return data efficiency (log) against D (log): `ratio` with its interval `low` to `high` of each recipe and seed_tokens.
 
     Recipes stand side by side at each D. Of the baseline itself the ratio is 1: the line.
@@ -223,9 +217,8 @@ def ratio_figure(rows: Records, recipes: Sequence[str], panels: str | None = Non
     step = min(np.divide(budgets[1:], budgets[:-1]), default=2.0) ** (0.8 / max(len(order), 8))
     beside = {name: step ** (i - (len(order) - 1) / 2) for i, name in enumerate(order)}
     placed = [{**row, "layer": "point", "beside": row["seed_tokens"] * beside[row["recipe"]]} for row in rows]
-    names = dict.fromkeys(row[panels] for row in rows) if panels else [""]
-    placed += [{"layer": "reference", "ratio": 1, panels: name} for name in names]
-    return law_figure(placed, Axis("beside", "seed tokens D", budgets), recipes, "ratio", "data efficiency (ratio)", True, panels)
+    placed += [{"layer": "reference", "ratio": 1, "panel": name} for name in dict.fromkeys(row.get("panel") for row in rows)]
+    return law_figure(placed, Axis("beside", "seed tokens D", budgets), recipes, "ratio", "data efficiency (ratio)", log_y=True)
 
 
 def laws_chart(points: Records, laws: Records, x: str, y: str) -> Chart:

@@ -90,15 +90,15 @@ def _figures(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[str
         figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
     if ratios := records(connection, laws.RATIOS, [study]):
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
-        figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
-    for over, panels in (("K", "panel"), ("D", None)):
+        figures.append((caption, ratio_figure(ratios, limits["recipes"]), [laws.RATIOS]))
+    for over in ("K", "D"):
         frames = laws.study_laws(connection, study, over)
         chosen = max((law["seed_tokens"] or 0 for law in frames["laws"]), default=0)
         own = [law for law in frames["laws"] if (law["seed_tokens"] or 0) == chosen and law["averaging"] in (None, "logits")]
         rows = laws.law_rows(own, frames["points"], over)
         if any(row["layer"] == "law" for row in rows):
             caption = f"Ensembles at D = {chosen:,}, logits averaged." if over == "K" else "Limits of each recipe over D."
-            figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels=panels)
+            figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"])
             figures.append((caption, figure, [laws.POINTS[over], laws.LAWS[over]]))
     return [
         {"id": f"figure-{i}", "name": f"Figure {i}", "caption": f"{text} {chart['description']}", "sql": sql, "chart": chart}

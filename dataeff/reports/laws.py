@@ -139,7 +139,7 @@ def law_tests(law: dict[str, Any], points: Records, over: str) -> dict[str, Any]
         sentence += f"{miss.reason}."
     else:
         at = {"x": miss.x * UNITS[over], "val_loss": miss.predicted}
-        rows.append({"layer": "predicted", "recipe": law["recipe"], "point": "predicted", **at})
+        rows.append({"layer": "predicted", "recipe": law["recipe"], "point": "predicted", "panel": rows[0]["panel"], **at})
         sentence = (f"Without its largest point, {over} = {at['x']:,.0f}, the law predicts {miss.predicted:.4f} nats/token; "
                     f"measured: {miss.measured:.4f}, a miss of {miss.measured - miss.predicted:+.4f}.")  # fmt: skip
     residuals = fitted.residuals.tolist() if fitted.points > fitted.parameters else [None] * fitted.points
