@@ -1,22 +1,16 @@
 """The Answer page: what the study asked, what came out in one sentence, its figures and tables, and caveats."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import page
 import streamlit as st
 
+from dataeff.records.queries import records
 from dataeff.reports.answer import study_answer
 from dataeff.reports.charts import limits_chart, ratio_figure
 from dataeff.reports.frames import study_limits
-from dataeff.reports.laws import study_ratios
+from dataeff.reports.laws import RATIOS
 from dataeff.reports.progress import study_names
-
-
-def linked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows whose dots open their cell."""
-    return [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
 
 
 def show_reached(study: str) -> dict[str, Any]:
@@ -34,15 +28,16 @@ other = page.choose("Compare with", [None, *others], "compare", st.sidebar.selec
 answer = show_reached(study)
 if other:
     show_reached(other)
-limits, ratios = page.read(study_limits, study), page.read(study_ratios, study)
+limits, ratios = page.read(study_limits, study), page.read(records, RATIOS, [study])
 if limits["rows"]:
     st.markdown("**Loss against size**")
-    page.show_chart(limits_chart(linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])
+    page.show_chart(limits_chart(page.linked(limits["rows"]), limits["recipes"]), f"{study} limits", limits["rows"])
 if ratios:
     st.markdown("**Data efficiency**")
-    page.show_chart(ratio_figure(linked(ratios), limits["recipes"], "panel"), f"{study} ratios", ratios)
+    page.show_chart(ratio_figure(page.linked(ratios), limits["recipes"]), f"{study} ratios", ratios)
 if answer["limits"][1]:
     st.markdown("**Limits, all extrapolated**")
     page.show_table(*answer["limits"], f"{study} limits table", height="content")
 st.markdown("**Caveats**")
-page.show_sentences(answer["caveats"])
+sentences = ((line[:2] == "  ", page.plain(line)) for line in answer["caveats"])  # part of the one before, or one of its own
+st.markdown("\n".join(f"- {text}" if part else f"\n{text}\n" for part, text in sentences))

@@ -1,12 +1,11 @@
 """The Laws page: the laws of a study over N, K or D in one figure and one table, and what tests one of them."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 import page
 import streamlit as st
 
+from dataeff.records.queries import records
 from dataeff.reports import laws as reports
 from dataeff.reports.charts import law_figure, ratio_figure
 
@@ -27,17 +26,16 @@ if not laws:
     st.info(f"{page.plain(study)} has no law over {over}: {lack[over]}.")
     st.stop()
 st.subheader(f"Laws over {reports.TITLES[over]}")
-rows = reports.law_rows(laws, found["points"], over)
-rows = [row | ({"href": page.address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
+rows = page.linked(reports.law_rows(laws, found["points"], over))
 title = "limit of the recipe (nats/token)" if over == "D" else "validation loss (nats/token)"
 shown = {law["name"]: law for law in laws}
 across = reports.axis([point for point in found["points"] if point["name"] in shown], over)
 if any(row["layer"] == "point" for row in rows):
-    figure = law_figure(rows, across, order, y_title=title, panels=None if over == "D" else "panel")
+    figure = law_figure(rows, across, order, y_title=title)
     page.show_chart(figure, f"{study} laws over {over}", [row for row in rows if row["layer"] in ("point", "limit")])
-ratios = [row for row in page.read(reports.study_ratios, study) if not chosen or row["recipe"] in chosen] if over == "D" else []
-if ratios:
-    page.show_chart(ratio_figure(ratios, order, "panel"), f"{study} ratios", ratios)
+ratios = page.read(records, reports.RATIOS, [study]) if over == "D" else []
+if ratios := [row for row in ratios if not chosen or row["recipe"] in chosen]:
+    page.show_chart(ratio_figure(ratios, order), f"{study} ratios", ratios)
 page.show_table(*reports.law_table(laws), f"{study} laws over {over} table", height="content")
 
 law = shown[page.choose("What tests the law of", list(shown), "law", width=420)]

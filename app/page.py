@@ -4,28 +4,26 @@ The URL is the state of a page. A choice is read from it at every run and writte
 and a second tab show the same. What a page's URL was is kept for the links to it, by study.
 """
 
-from __future__ import annotations
-
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import altair as alt
 import pandas as pd
 import streamlit as st
 
 from dataeff.errors import DataeffError, NotFoundError
 from dataeff.facts.store import Store, write_atomically
 from dataeff.records.store import Database
+from dataeff.reports.answer import plain
 from dataeff.reports.charts import chart_bytes
 from dataeff.reports.progress import study_names
-from dataeff.reports.theme import Figure, themed
+from dataeff.reports.theme import Chart, themed
 
 WATCH_SECONDS = 10
 NUMBERS = {"i": st.column_config.NumberColumn(format="localized"), "f": st.column_config.NumberColumn(format="%.5g")}
@@ -150,37 +148,31 @@ def choose(label: str, options: Sequence[Any], key: str, widget: Callable[..., A
     return bound(widget, label, options, key=key, value=[options[0], *chosen][-1], default=options[0], **more)
 
 
-def plain(text: str) -> str:
-    """Return Markdown that shows text as it is, on one line: what a study's author wrote is no markup."""
-    return re.sub(r"([\\`*_{}\[\]<>$#~|!])", r"\\\1", " ".join(text.split()))
+def linked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a chart whose dots open their cell."""
+    return [row | ({"href": address("study", cell=row["cell_id"])} if row.get("cell_id") else {}) for row in rows]
 
 
-def show_sentences(sentences: Sequence[str]) -> None:
-    """Show sentences, those that begin with two spaces as items of the one before."""
-    st.markdown("\n".join(f"- {plain(line)}" if line[:2] == "  " else f"\n{plain(line)}\n" for line in sentences))
-
-
-def show_chart(chart: Figure | alt.TopLevelMixin, name: str, data: Sequence[dict[str, Any]]) -> None:
+def show_chart(chart: Chart, name: str, data: Sequence[dict[str, Any]]) -> None:
     """Show a chart in the colours of the page, and offer it as PNG and SVG, and its data, records of equal keys, as CSV.
 
-    A figure of panels is drawn wide and narrow, of which `STYLE` shows one, with its caption.
+    A figure with a caption is drawn wide and narrow, of which `STYLE` shows one; a single panel as wide as there is room.
     """
     dark = st.context.theme.type == "dark"
-    chart, narrow = themed(chart, dark), themed(chart, dark, narrow=True)
-    if isinstance(chart, Figure):
-        for width, drawn in (("wide", chart), ("narrow", narrow)):
-            with st.container(key=f"{width} {name}"):
-                st.vega_lite_chart(drawn.spec, theme=None, width="content", key=f"{name} chart {width}", alt=name)
-        st.caption(plain(chart.spec["description"]))
-    elif isinstance(chart, alt.Chart | alt.LayerChart) and isinstance(chart.width, int):  # one panel: as wide as there is room
-        with st.container(width=chart.width + 90):
-            fitted = chart.properties(autosize=alt.AutoSizeParams(type="fit", contains="padding"))
-            st.altair_chart(fitted, theme=None, width="stretch", key=f"{name} chart", alt=name)
+    wide, draw = themed(chart, dark), partial(st.vega_lite_chart, theme=None, width="content")
+    if caption := chart.get("description"):
+        for size, drawn in (("wide", wide), ("narrow", themed(chart, dark, narrow=True))):
+            with st.container(key=f"{size} {name}"):
+                draw(drawn, key=f"{name} chart {size}")
+        st.caption(plain(caption))
+    elif "concat" in chart:
+        draw(wide, key=f"{name} chart", alt=name)
     else:
-        st.altair_chart(chart, theme=None, width="content", key=f"{name} chart", alt=name)
+        with st.container(width=chart["width"] + 90):
+            draw(wide | {"autosize": {"type": "fit", "contains": "padding"}}, width="stretch", key=f"{name} chart", alt=name)
     with st.container(horizontal=True, gap="small"):
-        offer("PNG", lambda: chart_bytes(chart, "png"), f"{name}.png")
-        offer("SVG", lambda: chart_bytes(chart, "svg"), f"{name}.svg")
+        offer("PNG", lambda: chart_bytes(wide, "png"), f"{name}.png")
+        offer("SVG", lambda: chart_bytes(wide, "svg"), f"{name}.svg")
         offer("data", lambda: pd.DataFrame(data).convert_dtypes().to_csv(index=False).encode(), f"{name} data.csv")
 
 

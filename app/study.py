@@ -18,7 +18,7 @@ MARKS = "Outlined: the best. Numbers: order of the search. \u00d7: diverged. ?: 
 
 
 def show_standing(study: str, attempts: list[dict[str, Any]]) -> None:
-    counts, at_once = page.read(progress.standing, study), sum(attempt["live"] for attempt in attempts)
+    (counts,), at_once = page.read(records, progress.STANDING, [study]), sum(attempt["live"] for attempt in attempts)
     counts |= {"certified": f"{counts['certified']:,} of {counts['cells']:,}", "under way": at_once}
     with st.container(horizontal=True, gap="large"):
         for name in ("certified", "boundary", "open", "runs", "diverged", "under way"):
@@ -99,5 +99,5 @@ attempts = progress.under_way(Store.beside(page.database.path), page.read(record
 page.state.live = any(attempt["live"] for attempt in attempts)
 show_standing(study, attempts)
 page.show_notes(f"study {study}")
-if cells := page.read(progress.study_cells, study):
+if cells := page.read(records, progress.CELLS, [study]):
     show_cell(study, choose_cell(study, cells))

@@ -145,14 +145,14 @@ def other_pages(database: Database) -> dict[str, Callable[[Any], Any]]:
     """Return what the other pages ask: a function of a connection by page."""
     renew_fits(database)
     with database.read() as connection:
-        cell = progress.study_cells(connection, "synthetic")[0]["cell_id"]
+        cell = queries.records(connection, progress.CELLS, ["synthetic"])[0]["cell_id"]
     return {
         "Answer": lambda c: answer.study_answer(c, "synthetic"),
-        "Study: how it stands": lambda c: progress.standing(c, "synthetic"),
-        "Study: its cells": lambda c: progress.study_cells(c, "synthetic"),
+        "Study: how it stands": lambda c: queries.records(c, progress.STANDING, ["synthetic"]),
+        "Study: its cells": lambda c: queries.records(c, progress.CELLS, ["synthetic"]),
         "Study: what failed": lambda c: queries.records(c, progress.FAILURES, ["synthetic"]),
         "Study: one cell's grid": lambda c: search.cell_search(c, cell),
-        "Answer: ratios": lambda c: laws.study_ratios(c, "synthetic"),
+        "Answer: ratios": lambda c: queries.records(c, laws.RATIOS, ["synthetic"]),
         "Laws: over N": lambda c: laws.study_laws(c, "synthetic", "N"),
         "fits, when nothing is stale": lambda _: renew_fits(database),
     }

@@ -18,11 +18,11 @@ def points(recipe: str, losses: list[float], **more) -> list[dict]:
 
 
 def drawn(figure, layer: str) -> list[dict]:
-    return [row for panel in figure.spec["concat"] for row in panel["data"]["values"] if row["layer"] == layer]
+    return [row for panel in figure["concat"] for row in panel["data"]["values"] if row["layer"] == layer]
 
 
 def y_domain(figure, panel: int = 0) -> list[float]:
-    channels = [layer["encoding"] for layer in figure.spec["concat"][panel]["layer"]]
+    channels = [layer["encoding"] for layer in figure["concat"][panel]["layer"]]
     return next(each["y"]["scale"]["domain"] for each in channels if "scale" in each.get("y", {}))
 
 
@@ -43,7 +43,7 @@ def test_an_interval_that_ends_far_off_and_one_without_end_have_marks_of_their_o
     marks = drawn(figure, "off")
     assert [mark["endless"] for mark in marks] == endless
     assert all(mark.get("high") == high for mark in marks)  # what the tooltip shows
-    assert ("triangles" in figure.spec["description"]) == bool(endless)
+    assert ("triangles" in figure["description"]) == bool(endless)
 
 
 def test_limits_stand_side_by_side_right_of_the_data_with_their_intervals():
@@ -59,14 +59,14 @@ def test_limits_stand_side_by_side_right_of_the_data_with_their_intervals():
 def test_solid_is_within_the_data_and_dashed_beyond():
     rows = points("joint", [3.4, 3.3, 3.2])
     rows += [{"layer": layer, "recipe": "joint", "line": "l", "n": 40.0, "val_loss": 3.2} for layer in ("law", "beyond")]
-    layers = law_figure(rows, SIZES, RECIPES).spec["concat"][0]["layer"]
+    layers = law_figure(rows, SIZES, RECIPES)["concat"][0]["layer"]
     dashes = {layer["transform"][0]["filter"]: layer["mark"].get("strokeDash") for layer in layers}
     assert dashes["datum.layer == 'law'"] is None and dashes["datum.layer == 'beyond'"] == [5, 4]
 
 
 def test_a_recipe_has_one_colour_whatever_else_is_drawn_on_light_and_dark_pages():
     def colour_of(recipe, *names, dark=False):
-        spec = themed(law_figure([row for name in names for row in points(name, [3.0])], SIZES, RECIPES), dark).spec
+        spec = themed(law_figure([row for name in names for row in points(name, [3.0])], SIZES, RECIPES), dark)
         scale = next(layer["encoding"]["color"]["scale"] for layer in spec["concat"][0]["layer"] if "color" in layer["encoding"])
         return scale["range"][scale["domain"].index(recipe)]
 
@@ -76,7 +76,7 @@ def test_a_recipe_has_one_colour_whatever_else_is_drawn_on_light_and_dark_pages(
 def test_ticks_are_the_budgets():
     budgets = [4096, 8192, 16384]
     rows = [{"recipe": name, "seed_tokens": tokens, "ratio": 1.5} for name in RECIPES for tokens in budgets]
-    axis = ratio_figure(rows, RECIPES).spec["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]
+    axis = ratio_figure(rows, RECIPES)["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]
     assert axis["values"] == budgets and "format(datum.value, ',')" in axis["labelExpr"]
 
 
@@ -88,10 +88,10 @@ def test_round_numbers_are_few_and_within(ends):
 
 def test_each_panel_has_its_own_axis_and_a_narrow_page_one_panel_a_row():
     rows = points("joint", [5.0, 4.9], panel="a") + points("joint", [3.4, 3.3], panel="b")
-    figure = law_figure(rows, SIZES, RECIPES, panels="panel")
+    figure = law_figure(rows, SIZES, RECIPES)
     assert y_domain(figure)[0] > y_domain(figure, 1)[1]
-    narrow = themed(figure, narrow=True).spec
-    assert narrow["columns"] == 1 < figure.spec["columns"] and all(panel["width"] < 300 for panel in narrow["concat"])
+    narrow = themed(figure, narrow=True)
+    assert narrow["columns"] == 1 < figure["columns"] and all(panel["width"] < 300 for panel in narrow["concat"])
 
 
 def test_a_figure_is_saved_with_its_caption(tmp_path):
@@ -104,6 +104,6 @@ def test_a_figure_is_saved_with_its_caption(tmp_path):
 def test_the_last_budget_is_no_infinity():
     rows = points("joint", [3.4, 3.3])
     rows += [{"layer": "limit", "recipe": "joint", "val_loss": 3.0}]
-    axis = law_figure(rows, Axis("n", "D", [10, 25]), RECIPES).spec["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]
+    axis = law_figure(rows, Axis("n", "D", [10, 25]), RECIPES)["concat"][0]["layer"][-1]["encoding"]["x"]["axis"]
     edge = float(axis["labelExpr"].split()[2])
     assert axis["values"][1] == 25 < edge < axis["values"][2]

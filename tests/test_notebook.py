@@ -18,7 +18,7 @@ def test_two_lines_give_frames_and_charts_of_a_study(finished):
     assert results.sql("SELECT count(*) AS n FROM run WHERE status = $1", "finished").n[0] > 10
     assert "Run-to-run noise" in results.summary("tiny")
     assert repr(results) == f"tiny: {results.summary().splitlines()[0]}"
-    chart = results.limits_chart().to_dict()
+    chart = results.limits_chart()
     assert [panel["title"] for panel in chart["concat"]] == ["D = 1,024 tokens", "D = 2,048 tokens"]
 
 

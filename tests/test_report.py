@@ -9,7 +9,7 @@ import pytest
 from dataeff.records.queries import records
 from dataeff.records.store import Database
 from dataeff.reports.answer import study_answer
-from dataeff.reports.export import study_report, write_report
+from dataeff.reports.export import write_report
 from tests.conftest import dataeff
 
 AUTHORS = ["A. Author", "B. <Author>"]
@@ -20,9 +20,8 @@ def written(finished, tmp_path_factory):
     """The folder with report.html, and tiny.md with its charts."""
     folder = tmp_path_factory.mktemp("report")
     with Database(finished / "dataeff.duckdb").read() as connection:
-        report = study_report(connection, "tiny", AUTHORS)
-    write_report(report, folder / "report.html", "html")
-    write_report(report, folder / "tiny.md", "md")
+        write_report(connection, "tiny", folder / "report.html", AUTHORS)
+        write_report(connection, "tiny", folder / "tiny.md", AUTHORS)
     return folder
 
 

@@ -199,13 +199,11 @@ def report(
 
     Also tables, caveats, methods, cost, and the SQL of each number.
     """
-    from dataeff.reports.export import require_report_form, study_report, write_report
+    from dataeff.reports.export import write_report
 
     name = common.study_name(study)
-    file = output or Path(f"{name}.html")
-    require_report_form(file.suffix[1:])
     with common.open_database(database).read() as connection:
-        print(*write_report(study_report(connection, name, authors or ()), file, file.suffix[1:]), sep="\n")
+        print(*write_report(connection, name, output or Path(f"{name}.html"), authors or ()), sep="\n")
 
 
 @command("refresh", "refresh quickstart")

@@ -4,19 +4,16 @@ Every number is of a view; nothing is computed here that SQL does not show. A ra
 as extrapolated, and one further beyond than `FAR` times is given as that bound.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
 
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS
 from dataeff.records.queries import query, records, require_study
 from dataeff.reports.frames import Records, by_key
-
-if TYPE_CHECKING:
-    import duckdb
 
 FAR = 100  # times the baseline's largest budget: beyond it a law says nothing
 COUNTS = ("", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
@@ -29,16 +26,22 @@ WHERE study = $1 ORDER BY seed_tokens DESC, best_trained NULLS LAST, list_positi
 
 # The laws that the numbers rest on: the baseline's over D, then those of each recipe over N or K.
 LAWS = """
-SELECT recipe, seed_tokens, undefined, resamples, warnings, if(low IS NULL AND high IS NULL, interval_reason, NULL) AS no_interval
-FROM fit_state WHERE study = $1 AND (quantity = 'data_law' AND recipe = (SELECT baseline FROM study WHERE name = $1)
-    OR quantity = 'asymptote' AND value IS NOT NULL)
-ORDER BY quantity <> 'data_law', seed_tokens DESC, recipe
+SELECT coalesce(law.undefined / law.resamples, 0) AS undefined, law.warnings, summary.points,
+    format('{:,}', law.seed_tokens) AS tokens, if(law.low IS NULL AND law.high IS NULL, law.interval_reason, NULL) AS no_interval,
+    if(quantity = 'data_law', format('The baseline''s law over D ({}), under every ratio', law.recipe),
+        format('{}''s law over {}', law.recipe, if(kind = 'asymptote in K, best over N', 'K', 'N'))) AS name
+FROM fit_state AS law LEFT JOIN recipe_summary AS summary USING (study, recipe, seed_tokens)
+WHERE study = $1 AND (quantity = 'data_law' AND law.recipe = (SELECT baseline FROM study WHERE name = $1)
+    OR quantity = 'asymptote' AND value IS NOT NULL AND kind <> 'best over N')
+ORDER BY quantity <> 'data_law', law.seed_tokens DESC, law.recipe
 """
 
+# `why` an optimum is not certified, unless it is that of the cell whose search this one follows.
 CELLS = """
-SELECT certificate.state, recipe, seed_tokens, size, note, coalesce(within_noise > 0, false) AS tied,
-    if(run_id IS NULL, 'nothing has finished yet', coalesce(nullif(array_to_string(edges, ', '), ''), certificate.reason)) AS why
-FROM certificate JOIN (SELECT cell_id, note FROM cell) USING (cell_id) WHERE study = $1 ORDER BY recipe, seed_tokens, size
+SELECT certificate.state, recipe, note, within_noise > 0 AS tied, format('{}, D = {:,}, {}', recipe, seed_tokens, size) AS place,
+    if(run_id IS NULL, 'nothing has finished yet', if(certificate.state = 'certified' OR origin NOT IN ('', cell_id), NULL,
+        coalesce(nullif(array_to_string(edges, ', '), ''), certificate.reason))) AS why
+FROM certificate JOIN (SELECT cell_id, note, origin FROM cell) USING (cell_id) WHERE study = $1 ORDER BY recipe, seed_tokens, size
 """
 
 
@@ -142,22 +145,14 @@ def _limit(row: dict[str, Any]) -> tuple[str, ...]:
 def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records) -> list[str]:
     """Return what is doubtful, in short: the laws that the numbers rest on, the baseline's first; noise; certificates."""
     lines = ["Runs were added since the laws were fitted: `dataeff refresh`."] if any(row["stale"] for row in summary) else []
-    doubtful, kinds = [], {(row["recipe"], row["seed_tokens"]): row for row in summary}
-    for law in records(connection, LAWS, [study]):
-        over = kinds.get((law["recipe"], law["seed_tokens"]), {"kind": "data law", "points": 0})
-        if over["kind"] == "best over N":
-            continue
-        if over["points"] == 3 and NO_FREEDOM not in law["warnings"]:
-            law["warnings"].append(NO_FREEDOM)
-        doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in law["warnings"]]
-        if law["undefined"] > 0.05 * law["resamples"]:
-            doubts.append(f"{law['undefined'] / law['resamples']:.0%} of its resamples show no limit")
-        doubts += [f"no interval: {law['no_interval']}"] if law["no_interval"] else []
-        name = f"{law['recipe']}'s law over {'K' if over['kind'] == 'asymptote in K, best over N' else 'N'}"
-        name = name if law["seed_tokens"] else f"The baseline's law over D ({law['recipe']}), under every ratio"
-        doubtful += [{**law, "name": name, "why": "; ".join(doubts)}] if doubts else []
-    for (name, why), laws in by_key(doubtful, "name", "why").items():
-        budgets = "; ".join(f"{law['seed_tokens']:,}" for law in laws if law["seed_tokens"])
+    laws = records(connection, LAWS, [study])
+    for law in laws:
+        names = dict.fromkeys([*law["warnings"], *([NO_FREEDOM] if law["points"] == 3 else [])])
+        doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in names]
+        doubts += [f"{law['undefined']:.0%} of its resamples show no limit"] if law["undefined"] > 0.05 else []
+        law["why"] = "; ".join([*doubts, *([f"no interval: {law['no_interval']}"] if law["no_interval"] else [])])
+    for (name, why), own in by_key([law for law in laws if law["why"]], "name", "why").items():
+        budgets = "; ".join(filter(None, (law["tokens"] for law in own)))
         lines.append(f"{name}{f' at D = {budgets}' if budgets else ''}: {why}.")
     noise = records(connection, "SELECT * FROM noise WHERE study = $1 ORDER BY recipe", [study])
     one_seed = [row["recipe"] for row in noise if row["noise_sd"] is None]
@@ -165,14 +160,13 @@ def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records
     lines += [f"Run-to-run noise, sd (degrees of freedom): {', '.join(measured)}."] if measured else []
     lines += [f"One seed only, so no interval for single models: {', '.join(one_seed)}."] if one_seed else []
     cells = records(connection, CELLS, [study])
-    tied, states = sum(cell["tied"] for cell in cells), Counter(cell["state"] for cell in cells)
+    tied, states = sum(bool(cell["tied"]) for cell in cells), Counter(cell["state"] for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items(), key=lambda item: item[0] != "certified"))
     lines.append(f"Optima: {counts}{f'; {tied} tied with a neighbour within the noise' if tied else ''}.")
-    unsure = [cell for cell in cells if cell["state"] != "certified"]
-    unsure += [{**cell, "state": "note", "why": cell["note"]} for cell in cells if cell["note"]]
-    for (state, why), own in by_key(unsure, "state", "why").items():
-        places = "; ".join(f"{cell['recipe']}, D = {cell['seed_tokens']:,}, {cell['size']}" for cell in own)
-        recipes = Counter(cell["recipe"] for cell in own)
-        places = places if len(own) < 4 else f"cells of {', '.join(f'{recipe} ({n})' for recipe, n in recipes.items())}"
+    doubtful = [cell for cell in cells if cell["why"]]
+    doubtful += [{**cell, "state": "note", "why": cell["note"]} for cell in cells if cell["note"]]
+    for (state, why), own in by_key(doubtful, "state", "why").items():
+        recipes = ", ".join(f"{recipe} ({n})" for recipe, n in Counter(cell["recipe"] for cell in own).items())
+        places = "; ".join(cell["place"] for cell in own) if len(own) < 4 else f"cells of {recipes}"
         lines.append(f"  {state}: {places}: {why}")
     return [*lines, UNITS]

@@ -1,31 +1,27 @@
-"""Charts as pure functions from records to Altair: no query, no file, no page.
+"""Charts as pure functions from records to Vega-Lite: no query, no file, no page.
 
     law_figure     points with intervals, the laws through them and their limits; one panel or several
     limits_chart   loss against size, a panel each budget        ratio_figure   data efficiency against data
-    heat_map       values over two axes of a grid
 
 Solid is what lies within the data, dashed what lies beyond. Limits stand apart, right of a line, with their intervals. What an
 axis cannot hold is a triangle at its edge whose tooltip has the number. The `description` of a law figure is its caption.
 `theme.themed` gives charts their colours.
 """
 
-from __future__ import annotations
-
+import json
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import altair as alt
 import numpy as np
 
 from dataeff.errors import InputError
-from dataeff.reports.theme import ALARM, GREY, LIGHT, LINES, PAPER, Figure, palette, themed
+from dataeff.reports.theme import GREY, LINES, PAPER, Chart, palette, themed
 
 Records = list[dict[str, Any]]
 LOSS = "validation loss (nats/token)"
-EDGE, HOLE = LINES.to_dict(), PAPER.to_dict()
 NOTES = {  # what a caption says of the layers that are drawn
     "point": "dots: measured, hollow where the optimum is not certified",
     "ratio": "dots: ratios, hollow where the baseline's law is extrapolated",
@@ -41,7 +37,7 @@ NOTES = {  # what a caption says of the layers that are drawn
 TOOLTIPS = {  # columns that a tooltip shows where the rows have them, and their formats
     **dict.fromkeys(("recipe", "point", "size", "averaging", "state", "run_id")),
     **{"seed_tokens": ",", "members": "d", "parameters_total": ",", "subsets": "d", "lr": ".3~g", "weight_decay": ".3~g"},
-    **{"epochs": "~g", "val_loss": ".4f", "ratio": ".3f", "low": ".4f", "high": ".4f", "law": ".4f"},
+    **{"epochs": "~g", "val_loss": ".4f", "ratio": ".3f", "low": ".4f", "high": ".4f"},
 }
 
 
@@ -55,15 +51,9 @@ class Axis(NamedTuple):
 
 
 def law_figure(
-    rows: Records,
-    x: Axis,
-    recipes: Sequence[str],
-    y: str = "val_loss",
-    y_title: str = LOSS,
-    log_y: bool = False,
-    panels: str | None = None,
-) -> Figure:
-    """Return rows drawn by their `layer`; `panels` is a column, two panels a row, each with its own y axis.
+    rows: Records, x: Axis, recipes: Sequence[str], y: str = "val_loss", y_title: str = LOSS, log_y: bool = False
+) -> Chart:
+    """Return rows drawn by their `layer`; each `panel` has its own y axis, two panels a row.
 
         reference     a thin line at y
         law           a solid line, `beyond` dashed; a line for each `line`
@@ -78,29 +68,28 @@ def law_figure(
     has = {(row.get("recipe"), row["layer"]) for row in rows}
     drawn = [name for name in recipes if name in {recipe for recipe, _ in has}]
     across, places = _across(rows, x, [name for name in drawn if (name, "limit") in has])
-    colours, pick, isolated = dict(zip(recipes, palette(recipes).range, strict=True)), [], len(drawn) > 1
+    colours, isolated = palette(recipes), len(drawn) > 1
     colour = {"field": "recipe", "type": "nominal", "scale": {"domain": drawn, "range": [colours[name] for name in drawn]}}
     colour |= {"title": None, "legend": {"symbolType": "circle"} if isolated else None}
-    if isolated:
-        pick = [{"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}]
+    pick = {"name": "pick", "select": {"type": "point", "fields": ["recipe"]}, "bind": "legend", "views": ["first"]}
     filled = {name for row in rows for name, value in row.items() if value is not None}
     charts, seen = [], {note for note, column in (("bar", "low"), ("subsets", "subsets")) if column in filled}
-    for name in dict.fromkeys(row[panels] for row in rows if row["layer"] == "point") if panels else [""]:
-        own = [row for row in rows if not panels or row[panels] == name]
+    for name in dict.fromkeys(row.get("panel") for row in rows if row["layer"] == "point"):
+        own = [row for row in rows if row.get("panel") == name]
         domain = _domain(own, y, log_y)
         scale = {"type": "log" if log_y else "linear", "domain": domain, "nice": False}
-        up = {"type": "quantitative", "title": y_title, "scale": scale}
-        up |= {"axis": {"format": "~g", **({"values": round_numbers(*domain)} if log_y else {"tickCount": 6})}}
+        axis = {"format": "~g", "values": round_numbers(*domain)} if log_y else {"format": "~g", "tickCount": 6}
+        up = {"type": "quantitative", "title": y_title, "scale": scale, "axis": axis}
         prepared = _prepared(own, x.column, y, places, domain, log_y)
         layers = _layers(prepared, across, y, up, colour, isolated)
         if not charts:  # the legend listens for the first view that has its colours
             next(layer for layer in layers if "color" in layer["encoding"])["name"] = "first"
-        charts.append({"title": name, "width": 400, "height": 270, "data": {"values": prepared}, "layer": layers})
+        charts.append({"title": name or "", "width": 400, "height": 270, "data": {"values": prepared}, "layer": layers})
         seen |= {row["layer"] for row in prepared}
     seen = seen - {"point"} | {"ratio"} if y == "ratio" else seen
     note = "; ".join(text for layer, text in NOTES.items() if layer in seen) + "."
-    layout = {"columns": 2, "spacing": {"row": 18, "column": 24}, "params": pick, "description": note[0].upper() + note[1:]}
-    return Figure({"$schema": alt.SCHEMA_URL, "concat": charts, **layout})
+    layout = {"columns": 2, "spacing": {"row": 18, "column": 24}, "params": [pick] if isolated else []}
+    return {"concat": charts, "description": note[0].upper() + note[1:], **layout}
 
 
 def _across(rows: Records, x: Axis, limited: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
@@ -186,7 +175,7 @@ def _layers(
     bar = {"x": x, "y": bottom, "y2": {"field": "top"}, "color": colour, "opacity": shown(1)}
     big, small, thin = {"type": "point", "size": 45}, {"type": "point", "size": 14, "filled": True}, {"strokeWidth": 1.5}
     parts = (  # rows of a layer, or of a condition; the mark; its channels
-        ("edge", {"type": "rule", "color": EDGE, **thin}, {"x": x}),
+        ("edge", {"type": "rule", "color": LINES, **thin}, {"x": x}),
         ("reference", {"type": "rule", "color": GREY}, {"y": y}),
         ("beyond", {"type": "line", "strokeDash": [5, 4], **thin}, line),
         ("law", {"type": "line", **thin}, line),
@@ -196,8 +185,8 @@ def _layers(
         ("predicted", {**big, "shape": "diamond", "size": 80, "filled": True}, dot),
         ("limit", {**big, "filled": True}, dot),
         ("point", {**big, "filled": True}, dot),
-        ("datum.hollow && indexof(['point', 'limit'], datum.layer) >= 0", {**small, "color": HOLE}, {"x": x, "y": y}),
-        ("off", {**big, "fill": HOLE, **thin}, off),
+        ("datum.hollow && indexof(['point', 'limit'], datum.layer) >= 0", {**small, "color": PAPER}, {"x": x, "y": y}),
+        ("off", {**big, "fill": PAPER, **thin}, off),
         ("datum.endless", {**big, "filled": True}, off),
     )
     present = {row["layer"] for row in rows}
@@ -212,50 +201,13 @@ def _layers(
     ]
 
 
-def heat_map(
-    rows: Records,
-    axes: Sequence[tuple[str, Sequence[float]]],
-    worst: float,
-    tooltip: Sequence[Any],
-    square: tuple[int, int],
-    corner: bool = False,
-) -> alt.LayerChart:
-    """Return squares over `x` and `y`, coloured by `excess` up to `worst` on a square-root scale, which sets points near the best
-    apart; a square of which it is None stays empty. The text `label` is in the middle or a corner; `is_best` is outlined.
-
-    `axes`: the name of x and of y, and all their values. `square`: width and height in pixels.
-    """
-    (across, xs), (up, ys) = axes
-    axis = {"format": "~g", "labelAngle": 0, "ticks": False, "grid": False}
-    x = alt.X("x:O", title=across.replace("_", " "), scale=alt.Scale(domain=list(xs), padding=0)).axis(**axis)
-    y = alt.Y("y:O", title=up.replace("_", " "), scale=alt.Scale(domain=list(ys)[::-1], padding=0)).axis(**axis)
-    legend = alt.Legend(gradientLength=220, values=[0, worst / 16, worst / 4, worst], format=".2~g", titleLimit=300)
-    scale = alt.Scale(type="sqrt", scheme="viridis", reverse=True, domain=[0, worst])
-    base, outline = alt.Chart().encode(x, y, tooltip=list(tooltip)), {"filled": False, "stroke": LIGHT["ink"], "strokeWidth": 2.5}
-    ink = alt.when("!isValid(datum.excess)").then(alt.value(ALARM))
-    ink = ink.when(f"datum.excess < {0.32 * worst}").then(alt.value(LIGHT["ink"])).otherwise(alt.value("#ffffff"))
-    place = {"dx": 6 - square[0] / 2, "dy": 9 - square[1] / 2, "align": "left"} if corner else {}
-    colour = alt.Color("excess:Q", title="above the best (nats/token)", scale=scale, legend=legend)
-    return alt.layer(
-        base.mark_rect(filled=False, stroke=LINES),
-        base.transform_filter("isValid(datum.excess)").mark_rect().encode(color=colour),
-        base.transform_filter("datum.is_best").mark_rect(**outline, width={"band": 0.84}, height={"band": 0.84}),
-        base.transform_filter("datum.label").mark_text(fontSize=10, **place).encode(text="label:N", color=ink),
-        data=alt.Data(values=rows),
-    ).properties(width=square[0] * len(xs), height=square[1] * len(ys), view=alt.ViewBackground(stroke=GREY, strokeOpacity=0.4))
+def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Chart:
+    """Return loss against total parameters (log), a panel each budget D, of `study_limits`: the paper's first figure."""
+    axis = Axis("parameters_total", "parameters (of all members)", form="~s")
+    return law_figure(rows, axis, recipes) | {"title": title}
 
 
-def limits_chart(rows: Records, recipes: Sequence[str], title: str = "") -> Figure:
-    """Return loss against total parameters (log), a panel each budget D: the paper's first figure.
-
-    `rows` and `recipes`: those of `study_limits`. Losses in nats per token. The best over N is a point already, and no limit.
-    """
-    rows = [row for row in rows if row.get("state") != "best over N"]
-    figure = law_figure(rows, Axis("parameters_total", "parameters (of all members)", form="~s"), recipes, panels="panel")
-    return figure.properties(title=title)
-
-
-def ratio_figure(rows: Records, recipes: Sequence[str], panels: str | None = None) -> Figure:
+def ratio_figure(rows: Records, recipes: Sequence[str]) -> Chart:
     """Return data efficiency (log) against D (log): `ratio` with its interval `low` to `high` of each recipe and seed_tokens.
 
     Recipes stand side by side at each D. Of the baseline itself the ratio is 1: the line.
@@ -265,37 +217,30 @@ def ratio_figure(rows: Records, recipes: Sequence[str], panels: str | None = Non
     step = min(np.divide(budgets[1:], budgets[:-1]), default=2.0) ** (0.8 / max(len(order), 8))
     beside = {name: step ** (i - (len(order) - 1) / 2) for i, name in enumerate(order)}
     placed = [{**row, "layer": "point", "beside": row["seed_tokens"] * beside[row["recipe"]]} for row in rows]
-    names = dict.fromkeys(row[panels] for row in rows) if panels else [""]
-    placed += [{"layer": "reference", "ratio": 1, panels: name} for name in names]
-    return law_figure(placed, Axis("beside", "seed tokens D", budgets), recipes, "ratio", "data efficiency (ratio)", True, panels)
+    placed += [{"layer": "reference", "ratio": 1, "panel": name} for name in dict.fromkeys(row.get("panel") for row in rows)]
+    return law_figure(placed, Axis("beside", "seed tokens D", budgets), recipes, "ratio", "data efficiency (ratio)", log_y=True)
 
 
-def laws_chart(points: Records, laws: Records, x: str, y: str) -> Figure:
+def laws_chart(points: Records, laws: Records, x: str, y: str) -> Chart:
     """Return points (group, x, y) with their laws (the same, on a fine grid), x log; `x` and `y` name the axes."""
     rows = [{"layer": "law", "line": row["group"], "recipe": row["group"], **row} for row in laws]
     rows += [{"layer": "point", "recipe": row["group"], **row} for row in points]
     return law_figure(rows, Axis("x", x, form="~s"), list(dict.fromkeys(row["group"] for row in points)), "y", y)
 
 
-def require_chart_suffix(path: Path) -> None:
-    """Raise `InputError` for a file name that says no kind of chart."""
+def save_chart(figure: Chart, path: Path) -> None:
+    """Write a figure with its caption as .svg, .png or .html, by the suffix of `path`. Raises `InputError` for another."""
     if path.suffix not in (".svg", ".png", ".html"):
         raise InputError(f"{path}: a chart cannot be written as '{path.suffix}'; valid: .svg, .png, .html")
+    title = {"text": figure.get("title") or " ", "subtitle": textwrap.wrap(figure["description"], 120), "offset": 12}
+    path.write_bytes(chart_bytes(themed(figure | {"title": title}), path.suffix[1:]))
 
 
-def save_chart(figure: Figure, path: Path) -> None:
-    """Write a figure with its caption as .svg, .png or .html, by the suffix of `path`. Raises `InputError` for another."""
-    require_chart_suffix(path)
-    note = textwrap.wrap(figure.spec["description"], 120)
-    figure = figure.properties(title={"text": figure.spec.get("title") or " ", "subtitle": note, "offset": 12})
-    path.write_bytes(chart_bytes(themed(figure), path.suffix[1:]))
-
-
-def chart_bytes(chart: Figure | alt.TopLevelMixin, form: str) -> bytes:
+def chart_bytes(chart: Chart, form: str) -> bytes:
     """Return a themed chart as a file of `form` "svg", "png" (two pixels a point) or "html" (which needs no network)."""
     import vl_convert
 
+    text = json.dumps(chart)
     if form == "png":
-        return vl_convert.vegalite_to_png(chart.to_json(), scale=2)
-    to_text = vl_convert.vegalite_to_svg if form == "svg" else lambda text: vl_convert.vegalite_to_html(text, bundle=True)
-    return to_text(chart.to_json()).encode()
+        return vl_convert.vegalite_to_png(text, scale=2)
+    return (vl_convert.vegalite_to_svg(text) if form == "svg" else vl_convert.vegalite_to_html(text, bundle=True)).encode()

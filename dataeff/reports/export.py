@@ -4,8 +4,6 @@ A template writes it as HTML, which carries its charts and the code that draws t
 the charts as PNG beside it. Numbers are those of the views; nothing is computed here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import duckdb
 import jinja2
+import vl_convert
 
 import dataeff
 from dataeff.errors import InputError, nearest
@@ -21,7 +20,7 @@ from dataeff.reports import laws
 from dataeff.reports.answer import NUMBERS, plain, study_answer
 from dataeff.reports.charts import chart_bytes, law_figure, limits_chart, ratio_figure
 from dataeff.reports.frames import LIMITS, readable, study_limits
-from dataeff.reports.theme import Figure, themed
+from dataeff.reports.theme import themed
 
 # What a run cost counts once in the total, whichever recipes share it.
 COST = """
@@ -43,81 +42,65 @@ FROM (SELECT DISTINCT run_id FROM trial JOIN cell USING (cell_id) WHERE study = 
 """
 
 
-def study_report(connection: duckdb.DuckDBPyConnection, study: str, authors: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what the templates write: the `answer`, numbered `figures` and `tables` of a study, `authors`, `date`, and more.
+def write_report(connection: duckdb.DuckDBPyConnection, study: str, path: Path, authors: Sequence[str] = ()) -> list[Path]:
+    """Write the report of a study as .html, or as .md with its charts beside it as PNG; return the files.
 
-    A figure or table has a `name`, a `caption`, its `sql` with $1 the study, and a `chart` or `columns` and `rows`. Raises
-    `NotFoundError` with the nearest name.
+    Raises `InputError` for another suffix, and `NotFoundError` with the nearest name of a study.
     """
-    answer, limits = study_answer(connection, study), study_limits(connection, study)
-    (versions,) = records(connection, VERSIONS, [study])
-    software = [f"dataeff {dataeff.__version__}", f"DuckDB {duckdb.__version__}"]
+    form = path.suffix[1:]
+    if form not in ("html", "md"):
+        raise InputError(f"a report cannot be written as '{form}'; {nearest(form, ['html', 'md'])}")
+    answer, figures, files = study_answer(connection, study), _figures(connection, study), [path]
     tables = (
         ("trained", "Least loss trained by each recipe and D, and its data efficiency.", answer["trained"], [NUMBERS]),
         ("limits", "Limits, all extrapolated, and how far beyond the data.", answer["limits"], [NUMBERS]),
         ("cost", "Cost.", query(connection, COST, [study]), [COST]),
     )
-    return {
+    (versions,) = records(connection, VERSIONS, [study])
+    values = {
         "study": study,
         "authors": list(authors),
         "date": f"{datetime.now():%-d %B %Y}",
+        "stem": path.stem,
         "answer": answer,
-        "figures": [
-            {"name": f"Figure {number}", "caption": caption, "chart": chart, "sql": sql}
-            for number, (caption, chart, sql) in enumerate(_figures(connection, study, limits), 1)
-        ],
+        "figures": figures,
         "tables": {
             name: {"name": f"Table {number}", "caption": caption, "columns": columns, "rows": rows, "sql": sql}
             for number, (name, caption, (columns, rows), sql) in enumerate((part for part in tables if part[2][1]), 1)
         },
         "imported": bool(versions.pop("imported_from")),
-        "software": "; ".join([*software, *(f"{name}: {value}" for name, value in versions.items() if value is not None)]),
+        "software": {"dataeff": dataeff.__version__, "DuckDB": duckdb.__version__, **versions},
         "declaration": connection.execute("SELECT text FROM study WHERE name = $1", [study]).fetchone()[0],
+        "javascript": vl_convert.javascript_bundle() if form == "html" else "",
     }
+    for figure in figures if form == "md" else ():
+        files.append(path.with_name(f"{path.stem}-{figure['id']}.png"))
+        files[-1].write_bytes(chart_bytes(figure["chart"], "png"))
+    loader, blocks = jinja2.PackageLoader("dataeff.reports"), {"trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, autoescape=form == "html", **blocks)
+    environment.filters |= {"readable": readable, "plain": plain}
+    path.write_text(environment.get_template(f"report.{form}.j2").render(values) + "\n", encoding="utf-8")
+    return files
 
 
-def _figures(connection: duckdb.DuckDBPyConnection, study: str, limits: dict[str, Any]) -> list[tuple[str, Figure, list[str]]]:
-    """Return caption, chart and SQL of the figures for which there are numbers."""
-    figures = []
+def _figures(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[str, Any]]:
+    """Return the figures for which there are numbers: `id`, `name`, `caption`, `chart` and `sql`."""
+    figures, limits = [], study_limits(connection, study)
     if limits["rows"]:
         figures.append(("Loss against parameters at each D.", limits_chart(limits["rows"], limits["recipes"]), [LIMITS]))
-    if ratios := laws.study_ratios(connection, study):
+    if ratios := records(connection, laws.RATIOS, [study]):
         caption = "Data efficiency: tokens the baseline needs to reach a recipe's loss, over D."
-        figures.append((caption, ratio_figure(ratios, limits["recipes"], "panel"), [laws.RATIOS]))
-    for over, panels in (("K", "panel"), ("D", None)):
+        figures.append((caption, ratio_figure(ratios, limits["recipes"]), [laws.RATIOS]))
+    for over in ("K", "D"):
         frames = laws.study_laws(connection, study, over)
         chosen = max((law["seed_tokens"] or 0 for law in frames["laws"]), default=0)
         own = [law for law in frames["laws"] if (law["seed_tokens"] or 0) == chosen and law["averaging"] in (None, "logits")]
         rows = laws.law_rows(own, frames["points"], over)
         if any(row["layer"] == "law" for row in rows):
             caption = f"Ensembles at D = {chosen:,}, logits averaged." if over == "K" else "Limits of each recipe over D."
-            figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"], panels=panels)
+            figure = law_figure(rows, laws.axis(frames["points"], over), limits["recipes"])
             figures.append((caption, figure, [laws.POINTS[over], laws.LAWS[over]]))
-    return [(f"{caption} {figure.spec['description']}", figure, sql) for caption, figure, sql in figures]
-
-
-def require_report_form(form: str) -> None:
-    """Raise `InputError` for what a report cannot be written as."""
-    if form not in ("html", "md"):
-        raise InputError(f"a report cannot be written as '{form}'; {nearest(form, ['html', 'md'])}")
-
-
-def write_report(report: dict[str, Any], path: Path, form: str) -> list[Path]:
-    """Write a report as `form` "html" or "md" (charts beside it, as PNG); return the files. Raises `InputError` for another."""
-    require_report_form(form)
-    charts = {figure["name"].replace(" ", "-").lower(): themed(figure["chart"]) for figure in report["figures"]}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dataeff.reports"), autoescape=form == "html", trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"readable": readable, "plain": plain}
-    values, files = {**report, "charts": list(charts), "stem": path.stem}, [path]
-    if form == "html":
-        from vl_convert import javascript_bundle
-
-        values |= {"charts": {name: chart.to_dict() for name, chart in charts.items()}, "javascript": javascript_bundle()}
-    else:
-        files += [path.with_name(f"{path.stem}-{name}.png") for name in charts]
-        for file, chart in zip(files[1:], charts.values(), strict=True):
-            file.write_bytes(chart_bytes(chart, "png"))
-    path.write_text(environment.get_template(f"report.{form}.j2").render(values) + "\n", encoding="utf-8")
-    return files
+    return [
+        {"id": f"figure-{i}", "name": f"Figure {i}", "caption": f"{text} {chart['description']}", "sql": sql, "chart": chart}
+        for i, (text, chart, sql) in enumerate(((text, themed(chart), sql) for text, chart, sql in figures), 1)
+    ]

@@ -1,27 +1,20 @@
 """The queries behind the first chart, and what all queries of a study share: a read-only connection in, records out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import duckdb
 from scipy import special
 
 from dataeff.records.queries import records, require_study
-
-if TYPE_CHECKING:
-    import duckdb
-
-    from dataeff.laws.forms import Form
+from dataeff.reports.text import cell_text
 
 Records = list[dict[str, Any]]
 
-# The layers of `limits_chart`: data efficiency at each D by the baseline's data law, the limits, the law over N of each recipe
-# and D (`law` within its sizes, `beyond` up to four times the largest), ensembles of 1, 2, ... members, the best of each cell.
-# A law of limits in K stands above the ensembles whose limits it is fitted to.
+# The layers of `limits_chart`: the limits, but the best over N, which are points; the law over N of each recipe and D (`law`
+# within its sizes, `beyond` up to four times the largest); ensembles of 1, 2, ... members; the best of each cell. A law of limits
+# in K stands above the ensembles whose limits it is fitted to.
 LIMITS = """
 WITH best AS MATERIALIZED (
     FROM cell_limit WHERE study = $1 AND reached_loss IS NOT NULL
@@ -29,14 +22,8 @@ WITH best AS MATERIALIZED (
     SELECT recipe, seed_tokens, max(members) AS members, min(parameters_total) AS low, max(parameters_total) AS high
     FROM best WHERE limit_loss IS NOT NULL GROUP BY ALL
 ), limits AS MATERIALIZED (
-    FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL
+    FROM asymptote WHERE study = $1 AND limit_loss IS NOT NULL AND kind <> 'best over N'
 ), layer AS (
-    SELECT 'mark' AS layer, seed_tokens, a * power(ratio * seed_tokens / 1e6, -alpha) + e AS val_loss,
-        if(ratio < 1, '1/' || (1 / ratio)::INT, (ratio::INT)::VARCHAR) || 'x' AS mark
-    FROM data_law JOIN study ON study.name = data_law.study AND data_law.recipe = baseline,
-        (SELECT DISTINCT seed_tokens FROM cell WHERE study = $1), (SELECT unnest([1/8, 1/4, 1/2, 1, 2, 4, 8, 16]) AS ratio)
-    WHERE study = $1 AND a > 0
-    UNION ALL BY NAME
     SELECT 'limit' AS layer, recipe, seed_tokens, limit_loss AS val_loss, e_low AS low, e_high AS high, kind AS state FROM limits
     UNION ALL BY NAME
     SELECT part AS layer, recipe, seed_tokens, recipe AS line, members * n AS parameters_total,
@@ -84,11 +71,6 @@ def with_bars(rows: Records) -> Records:
     return rows
 
 
-def law_line(law: Form, low: float, high: float, x: str, unit: float = 1, y: str = "val_loss", **more: Any) -> Records:
-    """Return a law from `low` to `high`, which are in units of `unit`, as rows of columns `x` and `y`, and `more` in each."""
-    return [{x: float(at * unit), y: float(law(at)), **more} for at in np.geomspace(low, high, 81)]
-
-
 def by_key(rows: Sequence[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], Records]:
     """Return the rows by their values of `names`, both in order."""
     groups: dict[tuple[Any, ...], Records] = {}
@@ -98,13 +80,11 @@ def by_key(rows: Sequence[dict[str, Any]], *names: str) -> dict[tuple[Any, ...],
 
 
 def readable(value: Any) -> str:
-    """Return a value of a result as text: '-' for NULL, numbers to five digits."""
+    """Return a value of a result as text, as `cell_text` does but '-' for NULL."""
     if value is None or value in ("", []):
         return "-"
     if isinstance(value, list):
         return ", ".join(map(readable, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S %Z}".strip()
-    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else cell_text(value)

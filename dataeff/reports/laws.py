@@ -7,9 +7,10 @@
 Laws and intervals are those of the views; only what tests a law is fitted here. Losses in nats per token.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+import duckdb
+import numpy as np
 
 from dataeff.errors import InputError
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, fit
@@ -17,10 +18,7 @@ from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor
 from dataeff.laws.intervals import compare, leave_largest_out
 from dataeff.records.queries import records, require_study
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, law_line, recipes, with_bars
-
-if TYPE_CHECKING:
-    import duckdb
+from dataeff.reports.frames import Records, recipes, with_bars
 
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 TITLES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}  # of the axis
@@ -67,7 +65,7 @@ SELECT recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, format('D =
 FROM asymptote WHERE study = $1 ORDER BY x""",
 }
 
-# Data efficiency of what was trained, and of limits; hollow: extrapolated.
+# Rows of `ratio_figure`: data efficiency of what was trained, and of limits; hollow: extrapolated.
 RATIOS = """
 FROM (SELECT recipe, seed_tokens, unnest([
     {panel: 'What was trained', ratio: data_efficiency_trained, low: data_efficiency_trained_low,
@@ -94,12 +92,6 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
     return {"laws": laws, "points": with_bars(points) if over == "N" else points, "recipes": order}
 
 
-def study_ratios(connection: duckdb.DuckDBPyConnection, study: str) -> Records:
-    """Return the ratios that there are, as `ratio_figure` takes them, by `panel`."""
-    require_study(connection, study)
-    return records(connection, RATIOS, [study])
-
-
 def axis(points: Records, over: str) -> Axis:
     """Return the axis of laws over a variable; its labels are the budgets, or the numbers of members."""
     ticks = () if over == "N" else sorted({point["x"] for point in points})
@@ -118,7 +110,9 @@ def law_rows(laws: Records, points: Records, over: str) -> Records:
         if own and (law["limit_loss"] is not None or (over == "D" and law["a"])):  # data laws are inverted also without a limit
             form, least, most = PowerLaw(law["a"], law["alpha"], law["e"]), own[0]["x"], own[-1]["x"]
             for layer, low, high in (("law", least, most), ("beyond", most, BEYOND * most)):
-                rows += law_line(form, low / UNITS[over], high / UNITS[over], "x", UNITS[over], **row, layer=layer)
+                xs = np.geomspace(low, high, 81)
+                losses = form(xs / UNITS[over]).tolist()
+                rows += [{**row, "layer": layer, "x": x, "val_loss": y} for x, y in zip(xs.tolist(), losses, strict=True)]
             rows.append({**row, "layer": "limit", "val_loss": law["limit_loss"], "low": law["e_low"], "high": law["e_high"]})
     return rows
 
@@ -145,7 +139,7 @@ def law_tests(law: dict[str, Any], points: Records, over: str) -> dict[str, Any]
         sentence += f"{miss.reason}."
     else:
         at = {"x": miss.x * UNITS[over], "val_loss": miss.predicted}
-        rows.append({"layer": "predicted", "recipe": law["recipe"], "point": "predicted", **at})
+        rows.append({"layer": "predicted", "recipe": law["recipe"], "point": "predicted", "panel": rows[0]["panel"], **at})
         sentence = (f"Without its largest point, {over} = {at['x']:,.0f}, the law predicts {miss.predicted:.4f} nats/token; "
                     f"measured: {miss.measured:.4f}, a miss of {miss.measured - miss.predicted:+.4f}.")  # fmt: skip
     residuals = fitted.residuals.tolist() if fitted.points > fitted.parameters else [None] * fitted.points

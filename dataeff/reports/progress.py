@@ -5,23 +5,21 @@ killed process leaves one that says `running` for ever: on this machine its proc
 the last sign is known, its start or its latest checkpoint. Nothing is written here, and no lock is taken.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
 
 from dataeff.facts.job import Attempt
 from dataeff.facts.store import JobFolder, Store, recorded_attempts
-from dataeff.records.queries import records
-
-if TYPE_CHECKING:
-    import duckdb
 
 SILENCE = timedelta(minutes=15)  # checkpoints are written every five minutes: three were missed
 
+# Counts of cells by state, of searches that have ended, of runs; and what is likely to be left: runs, FLOPs, and seconds of one
+# worker at the recorded runs' speed, NULL where none is. `unknown` counts imported cells of which it is not known.
 STANDING = """
 WITH speed AS (
     SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
@@ -38,7 +36,8 @@ FROM cell LEFT JOIN speed USING (parameters_total), (
 WHERE study = $1
 """
 
-# The best loss is what the search compares: with objective 'K' the limit of a point's members.
+# One row a cell, in the order of the study. The best loss is what the search compares: with objective 'K' the limit of a point's
+# members.
 CELLS = """
 SELECT cell_id, best.recipe, best.seed_tokens, best.size, cell.state, objective, best_loss, cell.margin, lr, weight_decay, epochs,
     runs, diverged,
@@ -69,20 +68,9 @@ WHERE outcome <> 'finished' AND (recipes IS NOT NULL OR job_id NOT IN (SELECT ru
 ORDER BY coalesce(attempt.ended_at, attempt.started_at) DESC, job_id, number DESC
 """
 
+
 def study_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
-
-
-def standing(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return counts of cells by state, searches that have ended, runs; and what is likely to be left: runs, FLOPs, and seconds of
-    one worker at the recorded runs' speed, NULL where none is. `unknown` counts imported cells of which it is not known.
-    """
-    return records(connection, STANDING, [study])[0]
-
-
-def study_cells(connection: duckdb.DuckDBPyConnection, study: str) -> list[dict[str, Any]]:
-    """Return one record a cell, in the order of the study: its optimum, how sure it is, and why. Losses in nats/token."""
-    return records(connection, CELLS, [study])
 
 
 def under_way(store: Store, recorded: set[str]) -> list[dict[str, Any]]:

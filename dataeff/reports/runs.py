@@ -4,30 +4,22 @@ Which runs is SQL text, made from choices by `matching`. Curves are thinned in S
 the least and the greatest stay. Frames are lists of records; charts are pure. Losses in nats per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
-import pyarrow
+import duckdb
 
 from dataeff.records.queries import literal, records
 from dataeff.reports.frames import Records, readable
-from dataeff.reports.theme import palette
-
-if TYPE_CHECKING:
-    import duckdb
+from dataeff.reports.theme import Chart, palette
 
 MOST_POINTS = 40_000  # of all curves together: some 4 MB on their way to the browser
 CURVES = {"loss": ("train_loss", "val_loss"), "learning rate": ("lr",), "gradient norm": ("gradient_norm",)}
-UNITS = {"loss": "loss (nats/token)"}
 ACROSS = {"tokens": "tokens", "epochs": "tokens / seed_tokens", "FLOPs": "training_flops * tokens / tokens_seen",
           "seconds": "wall_seconds * tokens / tokens_seen"}  # fmt: skip
 DECIDING = ("recipes", "seed_tokens", "sizes", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout",
             "synthetic_share", "train_seed", "data_seed", "corpus_name", "source")  # fmt: skip
-
-alt.data_transformers.disable_max_rows()  # 5,000 otherwise
 
 # Every run with the recipes and sizes of the cells that it serves.
 USED = """(SELECT run.* EXCLUDE spec, recipes, sizes FROM run LEFT JOIN (
@@ -124,7 +116,7 @@ def curves(
 
 def curves_chart(
     points: Records, runs: Records, curve: str, across: str, logs: Sequence[str] = (), recipes: Sequence[str] = ()
-) -> alt.LayerChart:
+) -> Chart:
     """Return a curve of runs, points of `curves`; thick with points where validated. `logs`: axes that are logarithmic.
 
     Where each run is of one recipe, and no two of the same, runs have the colours of `recipes`; else their own.
@@ -132,14 +124,13 @@ def curves_chart(
     used = [readable(run["recipes"]) for run in runs]
     by_recipe = len(set(used)) == len(runs) and set(used) <= set(recipes)
     names = {run["run_id"]: name for run, name in zip(runs, used if by_recipe else [run["label"] for run in runs], strict=True)}
-    rows = pyarrow.Table.from_pylist([{**point, "run": names[point["run_id"]]} for point in points])  # records take seconds
     scales = {axis: alt.Scale(type="log" if axis in logs else "linear", zero=False, nice=False, padding=6) for axis in "xy"}
     legend = alt.Legend(columns=1, labelLimit=480, title=None, symbolType="stroke", symbolStrokeWidth=3)
-    colours = dict(zip(palette(recipes).domain, palette(recipes).range, strict=True))
-    colour = alt.Scale(domain=used, range=[colours[name] for name in used]) if by_recipe else palette(names.values())
-    base = alt.Chart(rows).encode(
+    colours, drawn = palette(recipes if by_recipe else names.values()), list(names.values())
+    colour = alt.Scale(domain=drawn, range=[colours[name] for name in drawn])
+    base = alt.Chart(alt.NamedData("curves")).encode(
         alt.X("x:Q", title=across, scale=scales["x"]).axis(format="~s", tickCount=8),
-        alt.Y("value:Q", title=UNITS.get(curve, curve), scale=scales["y"]).axis(format=".3~g"),
+        alt.Y("value:Q", title="loss (nats/token)" if curve == "loss" else curve, scale=scales["y"]).axis(format=".3~g"),
         alt.Color("run:N", scale=colour, legend=legend),
         tooltip=["run:N", "name:N", alt.Tooltip("x:Q", format=",.4~g", title=across), alt.Tooltip("value:Q", format=".4f")],
     )
@@ -147,4 +138,5 @@ def curves_chart(
     layers = [base.transform_filter(alt.datum.name != "val_loss").mark_line(strokeWidth=1.2)]
     layers += [validated.mark_line(strokeWidth=2), validated.mark_point(size=30, filled=True, opacity=1)]
     zoom = alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]", name="zoom")
-    return alt.layer(*layers).add_params(zoom).properties(width=900, height=340)
+    chart = alt.layer(*layers).add_params(zoom).properties(width=900, height=340).to_dict()  # rows would take Altair seconds
+    return chart | {"datasets": {"curves": [{**point, "run": names[point["run_id"]]} for point in points]}}

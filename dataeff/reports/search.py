@@ -5,21 +5,17 @@ single models trained there (both nats/token), `number` its place in the search.
 y, at one value of the others. Nothing is interpolated: what was not run is empty.
 """
 
-from __future__ import annotations
-
 import json
-from itertools import product
-from typing import TYPE_CHECKING
+from itertools import groupby, product
+from operator import itemgetter
 
 import altair as alt
+import duckdb
 
 from dataeff.records.queries import records
-from dataeff.reports.charts import LOSS, heat_map
-from dataeff.reports.frames import Records, by_key
-from dataeff.reports.theme import ALARM, GREY, PALETTE
-
-if TYPE_CHECKING:
-    import duckdb
+from dataeff.reports.charts import LOSS
+from dataeff.reports.frames import Records
+from dataeff.reports.theme import ALARM, GREY, LIGHT, LINES, PALETTE, Chart
 
 SQUARE, LEAST_POINTS = 34, 5  # of a grid point (pixels); for an importance
 TOOLTIP = ["point:N", "state:N", alt.Tooltip("number:Q", title="order"), alt.Tooltip("loss:Q", format=".4f"),
@@ -64,22 +60,26 @@ def cell_search(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str
     return {"points": points, "importances": importances(names, points), "runs": runs}
 
 
-def search_chart(tuned: list[str], points: Records, value: str = "loss") -> alt.ConcatChart:
+def search_chart(tuned: list[str], points: Records, value: str = "loss") -> Chart:
     """Return heat maps of `value`, a column of `points`, over the first two of the axes `tuned`; of a single axis one row."""
-    least, rows = min((point[value] for point in points if point[value] is not None), default=0.0), []
+    rows, losses = [], [point[value] for point in points if point[value] is not None]
+    least, most = min(losses, default=0.0), max(losses, default=0.0)
     for point in points:
         label = {"diverged": "\u00d7", "missing": "?"}.get(point["state"], "")
         label += "" if point["number"] is None else str(point["number"])
         excess = None if point[value] is None else point[value] - least
-        rows.append({**point, "label": label, "excess": excess, "is_best": point["is_best"] if value == "loss" else excess == 0})
-    worst = max((row["excess"] for row in rows if row["excess"] is not None), default=0.0) or 1e-9
-    return alt.concat(*(_grid(panel, tuned, worst) for panel in by_key(rows, "panel").values()), columns=3, spacing=20)
+        best = point["is_best"] if value == "loss" else excess == 0
+        rows.append({**point, "label": label, "excess": excess, "is_best": best})
+    panels = groupby(rows, itemgetter("panel"))
+    return alt.concat(*(_grid([*own], tuned, (most - least) or 1e-9) for _, own in panels), columns=3, spacing=20).to_dict()
 
 
 def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
-    """Return one panel, with bars along the edges that the optimum lies on, where it is here; the title says other edges."""
-    axes = [(name, sorted({point[axis] for point in panel})) for name, axis in zip([*tuned[:2], ""], "xy", strict=False)]
-    right, bottom = (SQUARE * len(values) for _, values in axes)
+    """Return one panel: squares coloured by `excess` on a square-root scale, which sets points near the best apart, the path of
+    the search, and bars along the edges that the optimum lies on, where it is here; the title says other edges.
+    """
+    xs, ys = (sorted({point[axis] for point in panel}) for axis in "xy")
+    right, bottom = SQUARE * len(xs), SQUARE * len(ys)
     ends = {"x lower": 0, "x upper": right, "y lower": bottom, "y upper": 0}
     title, bars, bar = panel[0]["panel"], [], alt.Chart(alt.Data(values=[{}])).mark_rule(color=ALARM, strokeWidth=4)
     for edge in (edge for point in panel for edge in point["edges"] or ()):
@@ -87,27 +87,44 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
         axis = "xy"[tuned.index(name)] if name in tuned[:2] else None
         bars += [bar.encode(**{axis: alt.value(ends[f"{axis} {side}"])})] if axis else []
         title += "" if axis else f" ({side} edge)"
-    base = alt.Chart().encode(x="x:O", y="y:O")
-    path = sorted((point for point in panel if point["number"] is not None), key=lambda point: point["number"])
-    pieces = [{**point, "piece": point["number"] - i} for i, point in enumerate(path)]  # a search leaves a panel and comes back
-    path = base.properties(data=alt.Data(values=pieces)).mark_line(strokeWidth=1, color=GREY)
-    missing = base.properties(data=alt.Data(values=[point for point in panel if point["state"] == "missing"]))
+    for i, point in enumerate(sorted((point for point in panel if point["number"] is not None), key=itemgetter("number"))):
+        point["piece"] = point["number"] - i  # a search leaves a panel and comes back
+    (across, up), axis = [name.replace("_", " ") for name in [*tuned, ""][:2]], {"format": "~g", "labelAngle": 0, "ticks": False}
+    x = alt.X("x:O", title=across, scale=alt.Scale(domain=xs, padding=0)).axis(**axis, grid=False)
+    y = alt.Y("y:O", title=up, scale=alt.Scale(domain=ys[::-1], padding=0)).axis(**axis, grid=False)
+    legend = alt.Legend(gradientLength=220, values=[0, worst / 16, worst / 4, worst], format=".2~g", titleLimit=300)
+    scale = alt.Scale(type="sqrt", scheme="viridis", reverse=True, domain=[0, worst])
+    colour = alt.Color("excess:Q", title="above the best (nats/token)", scale=scale, legend=legend)
+    ink = alt.when("!isValid(datum.excess)").then(alt.value(ALARM))
+    ink = ink.when(f"datum.excess < {0.32 * worst}").then(alt.value(LIGHT["ink"])).otherwise(alt.value("#ffffff"))
+    base, inner = alt.Chart().encode(x, y), {"filled": False, "width": {"band": 0.84}, "height": {"band": 0.84}}
+    squares = base.encode(tooltip=TOOLTIP)
+    path = base.transform_filter("datum.piece != null").encode(order="number:Q", detail="piece:N")
+    corner = {"dx": 6 - SQUARE / 2, "dy": 9 - SQUARE / 2, "align": "left", "fontSize": 10}
     return alt.layer(
-        heat_map(panel, axes, worst, TOOLTIP, (SQUARE, SQUARE), corner=True),
-        missing.mark_rect(filled=False, stroke=ALARM, strokeDash=[3, 3], width={"band": 0.84}, height={"band": 0.84}),
-        path.encode(order="number:Q", detail="piece:N"),
+        squares.mark_rect(filled=False, stroke=LINES),
+        squares.transform_filter("isValid(datum.excess)").mark_rect().encode(color=colour),
+        squares.transform_filter("datum.is_best").mark_rect(**inner, stroke=LIGHT["ink"], strokeWidth=2.5),
+        squares.transform_filter("datum.label").mark_text(**corner).encode(text="label:N", color=ink),
+        base.transform_filter("datum.state == 'missing'").mark_rect(**inner, stroke=ALARM, strokeDash=[3, 3]),
+        path.mark_line(strokeWidth=1, color=GREY),
         *bars,
-    ).properties(title=alt.TitleParams(title, fontSize=12, anchor="middle"))
+        data=alt.Data(values=panel),
+        title=alt.TitleParams(title, fontSize=12, anchor="middle"),
+        view=alt.ViewBackground(stroke=GREY, strokeOpacity=0.4),
+        width=right,
+        height=bottom,
+    )
 
 
-def history_chart(points: Records) -> alt.LayerChart:
+def history_chart(points: Records) -> Chart:
     """Return the loss of each point in the order of the search, and the best so far as a line."""
     tried = alt.Chart(alt.Data(values=[point for point in points if point["number"] is not None and point["loss"] is not None]))
     best = tried.transform_window(best="min(loss)", sort=[{"field": "number"}], frame=[None, 0])
     x, scale = alt.X("number:Q", title="order of the search").axis(format="d", tickMinStep=1), alt.Scale(zero=False)
     best = best.mark_line(interpolate="step-after", color=GREY).encode(x, alt.Y("best:Q", title=LOSS, scale=scale))
     points = tried.mark_point(filled=True, opacity=1, color=PALETTE[0]).encode(x, alt.Y("loss:Q", scale=scale), tooltip=TOOLTIP)
-    return alt.layer(best, points).properties(width=400, height=200)
+    return alt.layer(best, points).properties(width=400, height=200).to_dict()
 
 
 def importances(tuned: list[str], points: Records) -> Records:

@@ -2,56 +2,38 @@
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), black replaced by a
 grey, and two more. They go to recipes in the order of the study, so that a recipe has one colour in every chart, on light and
-dark pages. Charts name INK, FAINT, LINES and PAPER; `themed` says what these are.
+dark pages. A chart is a Vega-Lite specification that names LINES and PAPER; `themed` says what these are.
 """
 
-from __future__ import annotations
-
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import cycle
+from typing import Any
 
-import altair as alt
+from altair import SCHEMA_URL
 
+Chart = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#7A4F9A", "#B8A800")
 GREY, ALARM, FONT = PALETTE[6], PALETTE[1], "Helvetica, Arial, sans-serif"
-INK, FAINT, LINES, PAPER = (alt.ExprRef(name) for name in ("ink", "faint", "lines", "paper"))
+LINES, PAPER = {"expr": "lines"}, {"expr": "paper"}
 LIGHT = {"ink": "#1a1a1a", "faint": "#555555", "lines": "#e0e0e0", "paper": "#ffffff"}
 DARK = {"ink": "#eeeeee", "faint": "#b0b0b0", "lines": "#3a3a3a", "paper": "#171614"}
 NARROW = 244  # width of a panel that fits a phone beside its axis (pixels)
 
 
-def palette(names: Iterable[Any]) -> alt.Scale:
-    """Return the scale that gives names their colours, in order; colours repeat after nine."""
-    distinct = list(dict.fromkeys(names))
-    return alt.Scale(domain=distinct, range=[PALETTE[i % len(PALETTE)] for i in range(len(distinct))])
+class Figure(Chart):
+    """A chart that notebooks show."""
+
+    def _repr_mimebundle_(self, *_: Any, **__: Any) -> Chart:
+        return {"application/vnd.vegalite.v6+json": self}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A Vega-Lite specification of panels, which costs no time to build; notebooks show it as they do Altair's charts."""
-
-    spec: dict[str, Any]
-
-    def properties(self, **properties: Any) -> Figure:
-        return Figure({**self.spec, **properties})
-
-    def to_dict(self) -> dict[str, Any]:
-        return self.spec
-
-    def to_json(self) -> str:
-        return json.dumps(self.spec)
-
-    def _repr_mimebundle_(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return {"application/vnd.vegalite.v6+json": self.spec}
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """Return names with their colours, in order; colours repeat after nine."""
+    return dict(zip(dict.fromkeys(names), cycle(PALETTE), strict=False))
 
 
-Chart = TypeVar("Chart", Figure, alt.TopLevelMixin)
-
-
-def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Chart:
-    """Return the chart as it looks on a light or a dark page, every colour set; `narrow`: panels below each other."""
+def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Figure:
+    """Return the chart as it looks on a light or a dark page, every colour set; `narrow`: its panels below each other."""
     inks = DARK if dark else LIGHT
     ink, faint = inks["ink"], inks["faint"]
     labels = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
@@ -65,8 +47,5 @@ def themed(chart: Chart, dark: bool = False, narrow: bool = False) -> Chart:
         "title": {"anchor": "start", "frame": "group", "fontWeight": "normal", "color": ink, "subtitleColor": faint},
         "view": {"stroke": None},
     }
-    chart = chart.properties(autosize={"type": "pad"})
-    if not isinstance(chart, Figure):
-        return chart.configure(**config)
-    panels = [{**panel, "width": NARROW} for panel in chart.spec["concat"]] if narrow else chart.spec["concat"]
-    return chart.properties(config=config, concat=panels, columns=1 if narrow else chart.spec["columns"])
+    below = {"concat": [{**panel, "width": NARROW} for panel in chart["concat"]], "columns": 1} if narrow else {}
+    return Figure({"$schema": SCHEMA_URL, "autosize": {"type": "pad"}, **chart, **below, "config": config})

@@ -7,8 +7,9 @@ import shutil
 import duckdb
 import pytest
 
+from dataeff.records.queries import records
 from dataeff.records.store import Database
-from dataeff.reports.laws import law_table, law_tests, study_laws, study_ratios
+from dataeff.reports.laws import RATIOS, law_table, law_tests, study_laws
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_laws_over_k_are_those_of_the_view(fitted):
 
 @pytest.mark.parametrize(("panel", "name"), [("What was trained", "data_efficiency_trained"), ("Limits", "data_efficiency")])
 def test_ratios_are_those_of_the_view(fitted, panel, name):
-    rows = {(row["recipe"], row["seed_tokens"]): row for row in study_ratios(fitted, "laptop") if row["panel"] == panel}
+    rows = {(row["recipe"], row["seed_tokens"]): row for row in records(fitted, RATIOS, ["laptop"]) if row["panel"] == panel}
     views = fitted.execute(
         f"SELECT recipe, seed_tokens, {name}, {name}_low, {name}_high FROM data_efficiency WHERE {name} IS NOT NULL"
     ).fetchall()

@@ -125,7 +125,7 @@ def test_runs_of_one_recipe_each_have_the_colours_of_their_recipes(laptop):
 
     def colours(chosen):
         chart = runs.curves_chart(points, chosen, "loss", "tokens", recipes=order)
-        scale = chart.to_dict()["layer"][0]["encoding"]["color"]["scale"]
+        scale = chart["layer"][0]["encoding"]["color"]["scale"]
         return dict(zip(scale["domain"], scale["range"], strict=True))
 
     assert colours(several) == dict(zip(order, PALETTE, strict=False))

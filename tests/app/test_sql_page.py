@@ -11,7 +11,9 @@ from urllib.parse import quote
 import pyarrow
 import pytest
 
+from dataeff.reports.charts import chart_bytes
 from dataeff.reports.quick_chart import quick_chart
+from dataeff.reports.theme import themed
 
 
 def run(shown, text: str):
@@ -48,12 +50,11 @@ def test_a_chart_gives_recipes_their_colours_and_leaves_out_what_no_axis_holds()
         "a.b": [1, 10, 0, None, 7], "loss": [4.0, 3.0, 2.0, 1.0, math.inf],
         "recipe": ["distilled", "standard", "standard", "standard", "standard"],
     })  # fmt: skip
-    chart = quick_chart(table, ["a.b", "loss", "recipe"], "both", "x", ["standard", "regularized", "distilled"]).to_dict()
-    encoding = chart["layer"][0]["encoding"]
+    chart = quick_chart(table, ["a.b", "loss", "recipe"], "both", "x", ["standard", "regularized", "distilled"])
+    encoding = chart["encoding"]
     assert encoding["color"]["scale"]["domain"] == ["standard", "regularized", "distilled"]
     assert (encoding["x"]["type"], encoding["x"]["title"], encoding["x"]["scale"]["type"]) == ("quantitative", "a.b", "log")
-    (rows,) = chart["datasets"].values()
-    assert [(row["x"], row["y"]) for row in rows] == [(1, 4), (10, 3)]
+    assert [(row["x"], row["y"]) for row in chart["data"]["values"]] == [(1, 4), (10, 3)]
 
 
 @pytest.mark.parametrize("column", [
@@ -62,5 +63,5 @@ def test_a_chart_gives_recipes_their_colours_and_leaves_out_what_no_axis_holds()
 ])  # fmt: skip
 def test_every_kind_of_column_is_drawn(column):
     chart = quick_chart(pyarrow.table({"x": column, "y": [1.0]}), ["x", "y"], "points", "", [])
-    (rows,) = json.loads(chart.to_json())["datasets"].values()
-    assert len(rows) == 1, rows
+    assert len(json.loads(json.dumps(chart))["data"]["values"]) == 1
+    assert chart_bytes(themed(chart), "svg").count(b"aria-roledescription=\"point\"") == 1

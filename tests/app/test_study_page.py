@@ -188,7 +188,7 @@ def test_missing_neighbours_are_one_step_from_the_optimum_and_were_not_run(lapto
 
 def test_every_missing_neighbour_of_every_cell_is_marked(laptop):
     with Database(laptop).read() as connection:
-        for cell in progress.study_cells(connection, "laptop")[::30]:
+        for cell in records(connection, progress.CELLS, ["laptop"])[::30]:
             points = search.cell_search(connection, cell["cell_id"])["points"]
             assert sum(p["state"] == "missing" for p in points) == cell["neighbours_missing"]
             assert [p["loss"] for p in points if p["is_best"]] == [pytest.approx(cell["best_loss"])]
@@ -212,7 +212,7 @@ def test_a_search_of_one_axis_is_one_row(finished, tmp_path):
         connection.execute("DELETE FROM trial WHERE cell_id = 'tiny/standard/1024/a' AND (role <> 'search' OR number > 1)")
         connection.execute("UPDATE trial SET coordinates = [number] WHERE cell_id = 'tiny/standard/1024/a'")
         points = search.cell_search(connection, "tiny/standard/1024/a")["points"]
-        assert not progress.standing(connection, "tiny")["flops_left"]
+        assert not records(connection, progress.STANDING, ["tiny"])[0]["flops_left"]
         assert records(connection, progress.FAILURES, ["tiny"]) == []
     chart = search.search_chart(["lr"], points)
     assert [(point["x"], point["state"]) for point in points] == [(0.003, "run"), (0.01, "run"), (0.03, "missing")]
