@@ -39,7 +39,6 @@ app = typer.Typer(
 )
 HERE = "dataeff.duckdb"
 VARIABLE = "DATAEFF_DATABASE"
-LONGEST = 290  # characters of an error, without the name of the command
 Rows = Sequence[Sequence[Any]]
 
 
@@ -200,7 +199,7 @@ def main() -> None:
 
 
 def _message(error: Any) -> str:
-    """Return an error as one line, or a line for each mistake in a study file; what is too long loses its middle."""
+    """Return an error as one line, or a line for each mistake in a study file, of 300 characters at most with "dataeff: "."""
     text = re.sub(r"\s*LINE \d+:.*?\^", "", str(error), flags=re.DOTALL)  # of DuckDB
     if hasattr(error, "format_message"):  # typer does not export these classes
         path = error.ctx.command_path if error.ctx else "dataeff"
@@ -208,4 +207,4 @@ def _message(error: Any) -> str:
     elif isinstance(error, OSError):
         text += "; check the path, its permissions and the space on its disk, then try again"
     lines = text.splitlines() if isinstance(error, StudyError) else [" ".join(text.split())]
-    return "\n".join(line if len(line) <= LONGEST else f"{line[:180]} ... {line[-105:]}" for line in lines)
+    return "\n".join(line if len(line) <= 290 else f"{line[:180]} ... {line[-105:]}" for line in lines)

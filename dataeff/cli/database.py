@@ -1,7 +1,5 @@
 """Commands on what is recorded: runs, show, sql, fit, export, import, rebuild, doctor."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil
@@ -41,9 +39,8 @@ def runs(
     """List runs, filtered and sorted by any column."""
     from dataeff.records import queries
 
-    chosen = columns and [name.strip() for name in columns.split(",")]
     with database.read() as connection:
-        result = queries.runs(connection, where or [], sort, chosen, limit)
+        result = queries.runs(connection, where or [], sort, columns and columns.replace(" ", "").split(","), limit)
     show_rows(*result, output, form)
 
 

@@ -1,7 +1,5 @@
 """Commands on studies: init, plan, run, status, answer, app, report, refresh, delete."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -9,7 +7,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
@@ -19,9 +17,6 @@ from dataeff.cli.common import HERE, AnyStudy, DatabaseFile, Format, OutputFile,
 from dataeff.errors import DataeffError, InputError
 from dataeff.reports.text import count, duration
 from dataeff.share import shared_folder
-
-if TYPE_CHECKING:
-    from dataeff.study.plan import Plan
 
 Workers = Annotated[int | None, Option(min=1, help="worker processes; default one a GPU, else one a CPU core")]
 Kind = Annotated[Literal["local", "inline"], Option(help="local: worker processes; inline: this process")]
@@ -56,25 +51,23 @@ def plan(study: StudyFile, output: OutputFile = None, form: Format = "table", da
     declared = common.load_study(study)
     with StageBars() as bars:
         planned = planning.plan(declared, database, bars)
-    common.show_rows(planning.COLUMNS, planned.rows, output, form, lambda: _print_plan(planned))
+
+    def print_plan() -> None:
+        rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
+        common.print_table([*planning.COLUMNS[:-1], "time"], rows)
+        if planned.changes:
+            counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in vars(planned.changes).items())
+            print(f"\nsince the last launch, cells: {counts}")
+        gpu = planning.ASSUMED_GPU_FLOPS
+        hours = f"{planned.flops / gpu / 3600:,.2g} GPU hours at {gpu:.0e} FLOP/s (an H100 at 40%)"
+        here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
+        estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
+        lines = estimate if planned.runs else "nothing to train: every search has ended", planned.note
+        print("", *filter(None, lines), sep="\n")
+
+    common.show_rows(planning.COLUMNS, planned.rows, output, form, print_plan)
     for line in planning.unanswerable(declared.spec):
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _print_plan(planned: Plan) -> None:
-    from dataeff.study.plan import ASSUMED_GPU_FLOPS, COLUMNS
-
-    rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
-    common.print_table([*COLUMNS[:-1], "time"], rows)
-    if changes := planned.changes:
-        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in vars(changes).items())
-        print(f"\nsince the last launch, cells: {counts}")
-    hours = f"{planned.flops / ASSUMED_GPU_FLOPS / 3600:,.2g} GPU hours at {ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)"
-    here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
-    estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
-    print("\n" + (estimate if planned.runs else "nothing to train: every search has ended"))
-    if planned.note:
-        print(planned.note)
 
 
 @command("run quickstart", "run mine.toml --workers 1")

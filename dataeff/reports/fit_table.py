@@ -3,8 +3,6 @@
 One row a group: the law, its limit with a 90% interval, and caveats. No study is needed, and nothing is recorded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
