@@ -169,8 +169,9 @@ def table_text(columns: Sequence[str], rows: Rows, width: int = sys.maxsize) -> 
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 20) > width or any("\n" in text for row in texts for text in row):
         size = max(map(len, columns))
+        texts = [[text.replace("\n", "\n" + " " * (size + 2)) for text in row] for row in texts]
         records = ([f"{name:>{size}}  {text}" for name, text in zip(columns, row, strict=True)] for row in texts)
-        return "\n\n".join("\n".join(record) for record in records)
+        return "\n\n".join(map("\n".join, records))
     sides = [">" if all(isinstance(row[i], (int, float, type(None))) for row in rows) else "<" for i in range(len(columns))]
     lines = (zip(row, sides, widths, strict=True) for row in [columns, *texts])
     return "\n".join("  ".join(f"{text:{side}{size}}" for text, side, size in line).rstrip() for line in lines)

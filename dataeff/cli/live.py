@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from dataeff.cli.common import table_text
-from dataeff.reports.text import count, duration
+from dataeff.reports.text import duration
 
 if TYPE_CHECKING:
     from dataeff.study.launch import Launch
@@ -25,14 +25,12 @@ class StageBars(Progress):
     """Bars, on a terminal, for what takes long before a launch. It is called with a stage, how much is done, and of how much."""
 
     def __init__(self) -> None:
-        columns = "{task.description}", BarColumn(), "{task.fields[part]}", TimeRemainingColumn()
-        super().__init__(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        super().__init__(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if not self.tasks or self.tasks[-1].description != stage:
-            self.add_task(stage, part="")
-        part = f"{done / total:.0%}" if total else count(done)
-        self.update(self.task_ids[-1], completed=done, total=total, part=part)
+            self.add_task(stage)
+        self.update(self.task_ids[-1], completed=done, total=total)
 
 
 class LiveView(Live):
@@ -43,14 +41,16 @@ class LiveView(Live):
         self.last = time.monotonic()
 
     def __call__(self, launch: Launch) -> None:
-        if time.monotonic() - self.last > (0.25 if self.console.is_terminal else 15):
-            self.last = time.monotonic()
-            if self.console.is_terminal:
-                self.start()
-                text = f"{_summary(launch)}\n{_cells(launch, self.console.height)}"
-                self.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
-            else:
-                print(_summary(launch).replace("\n", "; "), file=sys.stderr)
+        on_terminal = sys.stderr.isatty()  # where rich redirects it, too
+        if time.monotonic() - self.last < (0.25 if on_terminal else 15):
+            return
+        self.last = time.monotonic()
+        if on_terminal:
+            self.start()
+            text = f"{_summary(launch)}\n{_cells(launch, self.console.height)}"
+            self.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            print(_summary(launch).replace("\n", "; "), file=sys.stderr)
 
     def end(self, launch: Launch) -> None:
         """Print the cells, the summary, and what went wrong, for good."""
