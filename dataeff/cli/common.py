@@ -26,8 +26,6 @@ from dataeff.errors import DataeffError, InputError, StudyError
 from dataeff.reports.text import cell_text
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from dataeff.records.store import Database
     from dataeff.specs.study import Study
 
@@ -39,11 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-HERE = Path("dataeff.duckdb")
-SUFFIXES = (".csv", ".json", ".parquet")
+HERE = "dataeff.duckdb"
 VARIABLE = "DATAEFF_DATABASE"
-LONGEST = 290  # characters of an error, without the name of the command
-ROWS_ON_A_TERMINAL = 500
 Rows = Sequence[Sequence[Any]]
 
 
@@ -52,16 +47,32 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
     return app.command(name, epilog="\n".join(["\b", *(f"Example: dataeff {example}" for example in examples)]))
 
 
-def _with_folder(database: Path) -> Path:
-    if not database.parent.is_dir():
-        raise InputError(f"{database}: there is no folder {database.parent}; create it, or name another file with --database")
-    return database
+def _database(text: str) -> Database:
+    from dataeff.records.store import Database
+
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        fault = "this is a folder;" if path.is_dir() else f"there is no folder {path.parent}; create it, or"
+        raise InputError(f"{path}: {fault} name another file with --database")
+    return Database(path)
 
 
-def _with_suffix(output: Path | None) -> Path | None:
-    if output and output.suffix not in SUFFIXES:
-        raise InputError(f"-o {output}: the suffix decides how rows are written; valid: {', '.join(SUFFIXES)}")
-    return output
+def _output(text: str) -> Path:
+    if not text.endswith((".csv", ".json", ".parquet")):
+        raise InputError(f"-o {text}: the suffix decides how rows are written; valid: .csv, .json, .parquet")
+    return Path(text)
+
+
+def load_study(text: str) -> Study:
+    """Return a study by its file, or by its name: NAME.toml in this folder comes before a built-in study."""
+    from dataeff.specs.study import Study
+
+    file = Path(f"{text}.toml")
+    return Study.load(file if file.is_file() and not Path(text).is_file() else text)
+
+
+def _study_name(text: str) -> str:
+    return load_study(text).spec.name if text.endswith(".toml") else text
 
 
 def _studies(incomplete: str) -> list[str]:
@@ -71,12 +82,15 @@ def _studies(incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
-_ABOUT = "the DuckDB file; runs are kept next to it, in NAME.files/"
-_TO_FILE = Option("--output", "-o", metavar="FILE", callback=_with_suffix, help="write rows to a .csv, .json or .parquet file")
-DatabaseFile = Annotated[Path, Option("--database", "-d", envvar=VARIABLE, dir_okay=False, callback=_with_folder, help=_ABOUT)]
-StudyName = Annotated[str, Argument(metavar="STUDY", help="a study's name or file", autocompletion=_studies)]
-AnyStudy = Annotated[str | None, Argument(metavar="STUDY", help="its name or file; all if left out", autocompletion=_studies)]
-OutputFile = Annotated[Path | None, _TO_FILE]
+# Options, by what a command is given: a `Database`, the name or file of a study to load, the name of a recorded one, paths.
+_study = {"metavar": "STUDY", "autocompletion": _studies}
+_about = "the DuckDB file; runs are kept next to it, in NAME.files/"
+_to_file = Option("--output", "-o", metavar="FILE", parser=_output, help="write rows to a .csv, .json or .parquet file")
+DatabaseFile = Annotated[Any, Option("--database", "-d", metavar="FILE", envvar=VARIABLE, parser=_database, help=_about)]
+StudyFile = Annotated[str, Argument(help="a study's name or file", **_study)]
+StudyName = Annotated[str, Argument(parser=_study_name, help="a study's name or file", **_study)]
+AnyStudy = Annotated[str | None, Argument(parser=_study_name, help="its name or file; all if left out", **_study)]
+OutputFile = Annotated[Path | None, _to_file]
 Format = Annotated[Literal["table", "json", "csv"], Option("--format", help="how rows are printed")]
 PlotFile = Annotated[Path | None, Option("--plot", metavar="FILE", help="draw a chart to a .svg, .png or .html file")]
 
@@ -96,38 +110,12 @@ def _main(
     os.environ |= {VARIABLE: str(database)} if database else {}  # every command reads it
 
 
-def load_study(study: str) -> Study:
-    """Return a study by its file, or by its name: NAME.toml in this folder comes before a built-in study."""
-    from dataeff.specs.study import Study
-
-    file = Path(f"{study}.toml")
-    return Study.load(file if file.is_file() and not Path(study).is_file() else study)
-
-
-def study_name(study: str) -> str:
-    """Return the name of a recorded study, given that or its file."""
-    return load_study(study).spec.name if study.endswith(".toml") else study
-
-
-def open_database(path: Path) -> Database:
-    from dataeff.records.store import Database
-
-    return Database(path)
-
-
 def show_rows(
-    columns: Sequence[str],
-    rows: Rows,
-    output: Path | None,
-    form: str,
-    table: Callable[[], None] | None = None,
-    document: object = None,
-    arrow: pyarrow.Table | None = None,
+    columns: Sequence[str], rows: Any, output: Path | None, form: str, table: Callable | None = None, document: Any = None
 ) -> None:
     """Print rows, or write them to `output`, as its suffix says.
 
-    A command that shows more than rows gives `table`, which prints it, and `document` for JSON; one whose rows have types that
-    Python lacks gives them for Parquet as `arrow`.
+    A command that shows more than rows gives `table`, which prints it, and `document` for JSON. For Parquet, rows may be Arrow.
     """
     if output and form != "table":
         raise InputError(f"-o {output} --format {form}: the suffix decides how a file is written; leave --format out")
@@ -135,7 +123,7 @@ def show_rows(
     if form == "table":
         table() if table else print_table(columns, rows)
     elif form == "parquet":
-        _write_parquet(columns, rows, output, arrow)
+        _write_parquet(columns, rows, output)
     else:
         objects = document or [dict(zip(columns, row, strict=True)) for row in rows]
         text = _json(objects, indent=1) if form == "json" else _csv(columns, rows)
@@ -144,15 +132,15 @@ def show_rows(
         print(f"written to {output}", file=sys.stderr)
 
 
-def _write_parquet(columns: Sequence[str], rows: Rows, output: Path, arrow: pyarrow.Table | None) -> None:
+def _write_parquet(columns: Sequence[str], rows: Any, output: Path) -> None:
     """Write rows by way of DuckDB, whose Parquet has intervals and maps; HUGEINT becomes DECIMAL(38, 0)."""
     import duckdb
     import pyarrow
 
     try:
-        if arrow is None:
-            arrow = pyarrow.table([[row[i] for row in rows] for i in range(len(columns))], columns)
-        duckdb.connect().from_arrow(arrow).write_parquet(str(output))
+        if not isinstance(rows, pyarrow.Table):
+            rows = pyarrow.table([[row[i] for row in rows] for i in range(len(columns))], columns)
+        duckdb.connect().from_arrow(rows).write_parquet(str(output))
     except (duckdb.Error, pyarrow.ArrowException, OverflowError) as error:
         raise InputError(f"{output} cannot be written: {error}; cast the column to VARCHAR, or write .csv or .json") from error
 
@@ -172,28 +160,29 @@ def _json(value: object, indent: int | None = None) -> str:
         raise InputError(f"these rows cannot be JSON: {error}; cast the column to VARCHAR") from error
 
 
-def table_text(columns: Sequence[str], rows: Rows, width: int | None = None) -> str:
-    """Return rows as a table; as records where all but the last column is wider than `width`, or a text has lines."""
+def table_text(columns: Sequence[str], rows: Rows, width: int = sys.maxsize) -> str:
+    """Return rows as a table; as records where all but the last column is wider than `width`, or a text has lines.
+
+    rich would take a millisecond a row, and minutes for the runs of a large database.
+    """
     texts = [[cell_text(value) for value in row] for row in rows]
-    sides = [">" if all(isinstance(row[i], (int, float, type(None))) for row in rows) else "<" for i in range(len(columns))]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    too_wide = width and sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 20) > width
-    if too_wide or any("\n" in text for row in texts for text in row):
-        longest = max(map(len, columns))
-        pairs = ((name, text) for row in texts for name, text in zip(columns, row, strict=True))
-        lines = [f"{name:>{longest}}  " + "\n" * ("\n" in text) + text for name, text in pairs]
-        return "\n".join(f"-- {i // len(columns) + 1}\n" * (i % len(columns) == 0) + line for i, line in enumerate(lines))
+    if sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 20) > width or any("\n" in text for row in texts for text in row):
+        size = max(map(len, columns))
+        texts = [[text.replace("\n", "\n" + " " * (size + 2)) for text in row] for row in texts]
+        records = ([f"{name:>{size}}  {text}" for name, text in zip(columns, row, strict=True)] for row in texts)
+        return "\n\n".join(map("\n".join, records))
+    sides = [">" if all(isinstance(row[i], (int, float, type(None))) for row in rows) else "<" for i in range(len(columns))]
     lines = (zip(row, sides, widths, strict=True) for row in [columns, *texts])
     return "\n".join("  ".join(f"{text:{side}{size}}" for text, side, size in line).rstrip() for line in lines)
 
 
 def print_table(columns: Sequence[str], rows: Rows, title: str = "") -> None:
     """Print a table, as much of it as anyone reads on a terminal."""
-    on_terminal = sys.stdout.isatty()
-    shown = rows[:ROWS_ON_A_TERMINAL] if on_terminal else rows
-    cut = f"({len(shown)} of {len(rows):,} rows; -o FILE writes all)" if len(shown) < len(rows) else "" if rows else "(no rows)"
-    text = table_text(columns, shown, shutil.get_terminal_size().columns if on_terminal else None)
-    print("\n".join(filter(None, [title and f"\n{title}", text, cut])))
+    most, width = (500, shutil.get_terminal_size().columns) if sys.stdout.isatty() else (len(rows), sys.maxsize)
+    print(f"\n{title}\n" * bool(title) + table_text(columns, rows[:most], width))
+    if len(rows) > most or not rows:
+        print(f"({most} of {len(rows):,} rows; -o FILE writes all)" if rows else "(no rows)")
 
 
 def main() -> None:
@@ -204,20 +193,19 @@ def main() -> None:
     except typer.Abort:
         sys.exit("dataeff: nothing was changed")
     except Exception as error:
-        of_click = hasattr(error, "format_message")  # typer does not export these classes
-        if "--debug" in sys.argv or not (of_click or isinstance(error, (DataeffError, OSError))):
+        if "--debug" in sys.argv or not (hasattr(error, "format_message") or isinstance(error, (DataeffError, OSError))):
             raise
-        print(f"dataeff: {_message(error, of_click)}", file=sys.stderr)
+        print(f"dataeff: {_message(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
 
 
-def _message(error: Any, of_click: bool) -> str:
-    """Return an error as one line, or a line for each mistake in a study file; what is too long loses its middle."""
+def _message(error: Any) -> str:
+    """Return an error as one line, or a line for each mistake in a study file, of 300 characters at most with "dataeff: "."""
     text = re.sub(r"\s*LINE \d+:.*?\^", "", str(error), flags=re.DOTALL)  # of DuckDB
-    if of_click:
+    if hasattr(error, "format_message"):  # typer does not export these classes
         path = error.ctx.command_path if error.ctx else "dataeff"
         text = f"{error.format_message().replace('Value error, ', '')} See: {path} --help"
     elif isinstance(error, OSError):
         text += "; check the path, its permissions and the space on its disk, then try again"
     lines = text.splitlines() if isinstance(error, StudyError) else [" ".join(text.split())]
-    return "\n".join(line if len(line) <= LONGEST else f"{line[:180]} ... {line[-105:]}" for line in lines)
+    return "\n".join(line if len(line) <= 290 else f"{line[:180]} ... {line[-105:]}" for line in lines)

@@ -1,7 +1,5 @@
 """Commands on what is recorded: runs, show, sql, fit, export, import, rebuild, doctor."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil
@@ -12,26 +10,20 @@ from code import InteractiveConsole
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
 import dataeff
 from dataeff.cli import common
-from dataeff.cli.common import HERE, DatabaseFile, Format, OutputFile, PlotFile, StudyName, command
+from dataeff.cli.common import HERE, DatabaseFile, Format, OutputFile, PlotFile, StudyName, command, show_rows
 from dataeff.errors import DataeffError, InputError, NotFoundError, QueryError, nearest
-from dataeff.reports.text import cell_text
 from dataeff.share import shared_folder
-
-if TYPE_CHECKING:
-    import duckdb
 
 JOB = Argument(metavar="ID", help="the id of a run or another job, or the beginning of one")
 QUERY = Argument(help="one query; a prompt if left out; - reads standard input")
 TARGET = Argument(help="a new folder (of Parquet files; NAME.csv: of CSV files) or NAME.duckdb")
-LIBRARIES = ("torch", "duckdb", "optuna", "sqlmodel", "tokenizers")
-WEIGHED = {".safetensors": "weights", ".bin": "tokens"}
 
 
 @command('runs --where "weight_decay > 1" --sort=-val_loss --limit 10', "runs --limit 0 --columns all -o runs.parquet")
@@ -47,10 +39,9 @@ def runs(
     """List runs, filtered and sorted by any column."""
     from dataeff.records import queries
 
-    chosen = columns and [name.strip() for name in columns.split(",")]
-    with common.open_database(database).read() as connection:
-        result = queries.runs(connection, where or [], sort, chosen, limit)
-    common.show_rows(*result, output, form)
+    with database.read() as connection:
+        result = queries.runs(connection, where or [], sort, columns and columns.replace(" ", "").split(","), limit)
+    show_rows(*result, output, form)
 
 
 @command("show 4f2a")
@@ -58,17 +49,17 @@ def show(job_id: Annotated[str, JOB], output: OutputFile = None, form: Format = 
     """Show one run or other job with its attempts."""
     from dataeff.records import queries
 
-    with common.open_database(database).read() as connection:
-        details = queries.job_details(connection, job_id.strip())
-    row = {"kind": details["kind"], **details["row"]}
+    with database.read() as connection:
+        details = queries.job_details(connection, job_id)
+    columns, row = zip(*{"kind": details["kind"], **details["row"]}.items(), strict=True)
 
     def print_details() -> None:
-        print("\n".join(f"{name:>25}  {cell_text(value)}" for name, value in row.items()))
+        print(common.table_text(columns, [row], width=0))
         for title, rows in details.items():
             if isinstance(rows, list) and rows:
                 common.print_table(list(rows[0]), [list(each.values()) for each in rows], title)
 
-    common.show_rows(list(row), [list(row.values())], output, form, print_details, details)
+    show_rows(columns, [row], output, form, print_details, details)
 
 
 @command('sql "from recipe_summary"', 'sql "from run where epochs >= 8" -o runs.parquet')
@@ -79,45 +70,38 @@ def sql(
 
     Tables and views are described in db/README.md. A query changes nothing and reaches no files; for those, use DuckDB itself.
     """
+    import duckdb
+
     if query is None and sys.stdin.isatty():
         import readline  # noqa: F401 - gives input() editing and a history
 
         sys.ps1, sys.ps2 = "dataeff> ", "    ...> "
-        _Prompt({"database": database}).interact("Queries end with ;   Ctrl-C stops one   Ctrl-D leaves", exitmsg="")
-        return
+        return _Prompt({"database": database.path}).interact("Queries end with ;   Ctrl-C stops one   Ctrl-D leaves", exitmsg="")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # DuckDB may not notice Ctrl-C for minutes
     text = sys.stdin.read() if query in (None, "-") else query
-    with common.open_database(database).read() as connection:
-        names, rows, arrow = _fetch(connection, text, bool(output) and output.suffix == ".parquet")
-    common.show_rows(names, rows, output, form, arrow=arrow)
-
-
-def _fetch(connection: duckdb.DuckDBPyConnection, text: str, as_arrow: bool) -> tuple[list[str], common.Rows, Any]:
-    """Run one query that reads, without access to files; return names that differ, and its rows, either way."""
-    import duckdb
-
-    try:
-        connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
-        *first, last = connection.extract_statements(text) or [None]
-        if last is None or last.type.name not in ("SELECT", "EXPLAIN") or any(each.query for each in first):  # PIVOT is two
-            raise QueryError("the database is read-only here: give one SELECT, FROM, PIVOT, DESCRIBE or EXPLAIN")
-        result = connection.execute(text)
-        names = [column[0] for column in result.description]
-        names = [f"{name}_{i}" if name in names[:i] else name for i, name in enumerate(names)]
-        arrow = result.to_arrow_table().rename_columns(names) if as_arrow else None
-        return names, result.fetchall(), arrow
-    except (duckdb.Error, OverflowError) as error:  # Python's times end before DuckDB's
-        raise QueryError(f"the query failed: {error}") from error
+    with database.read() as connection:
+        try:
+            connection.execute("SET enable_external_access = false; SET python_enable_replacements = false")
+            *first, last = connection.extract_statements(text) or [None]
+            if last is None or last.type.name not in ("SELECT", "EXPLAIN") or any(each.query for each in first):  # PIVOT is two
+                raise QueryError("the database is read-only here: give one SELECT, FROM, PIVOT, DESCRIBE or EXPLAIN")
+            result = connection.execute(text)
+            names = [column[0] for column in result.description]
+            names = [f"{name}_{i}" if name in names[:i] else name for i, name in enumerate(names)]
+            to_parquet = output and output.suffix == ".parquet"
+            rows = result.to_arrow_table().rename_columns(names) if to_parquet else result.fetchall()
+        except (duckdb.Error, OverflowError) as error:  # Python's times end before DuckDB's
+            raise QueryError(f"the query failed: {error}") from error
+    show_rows(names, rows, output, form)
 
 
 class _Prompt(InteractiveConsole):
     def runsource(self, source: str, *_: str) -> bool:
         """Run a query in a process of its own, which Ctrl-C ends; return whether it goes on in the next line."""
-        if not source.strip().endswith(";"):
-            return bool(source.strip())
-        arguments = [sys.executable, "-m", "dataeff", "sql", "-", "--database", str(self.locals["database"])]
-        subprocess.run(arguments, input=source, text=True)
-        return False
+        if whole := source.rstrip().endswith(";"):
+            arguments = [sys.executable, "-m", "dataeff", "sql", "-", "--database", self.locals["database"]]
+            subprocess.run(arguments, input=source, text=True)
+        return not whole and bool(source.strip())
 
 
 @command(
@@ -140,16 +124,14 @@ def fit(
 
     One row a group: parameters, the limit with its 90% interval, and caveats. No study is needed.
     """
-    from dataeff.reports.fit_table import fit_table, law_on_a_grid
+    from dataeff.reports.fit_table import fit_table, points_and_laws
 
-    fitted = fit_table(table, law, x, y, group or [], common.open_database(database), sd)
+    columns, rows, fits = fit_table(table, law, x, y, group or [], database, sd)
     if plot:
         from dataeff.reports.charts import laws_chart, save_chart
 
-        drawn = [law_on_a_grid(*named) for named in fitted.fits]
-        points, laws = ([record for each in drawn for record in each[i]] for i in (0, 1))
-        save_chart(laws_chart(points, laws, x[0], y), plot)
-    common.show_rows(fitted.columns, fitted.rows, output, form)
+        save_chart(laws_chart(*points_and_laws(fits), x[0], y), plot)
+    show_rows(columns, rows, output, form)
 
 
 @command("export quickstart quickstart-results", "export quickstart results.duckdb")
@@ -157,7 +139,7 @@ def export(study: StudyName, target: Annotated[Path, TARGET], database: Database
     """Write all rows of a study to files, to be imported elsewhere."""
     from dataeff.records.exchange import export_study
 
-    counts = export_study(common.open_database(database), common.study_name(study), target)
+    counts = export_study(database, study, target)
     print(f"{target}: " + ", ".join(f"{table} {rows:,}" for table, rows in counts.items()))
 
 
@@ -190,15 +172,13 @@ def import_rows(
     from dataeff.records.sources import is_source, read_source
     from dataeff.study import fits, index
 
-    opened = common.open_database(database)
     bundled = {folder.name: folder for folder in shared_folder("studies").iterdir() if folder.is_dir()}
     exported = Path(source).is_dir() or source.endswith(".duckdb")
-    folder = Path(source) if exported else bundled.get(source)
-    if folder and any((study, columns, ignored, where, baseline, limits, question)):
-        raise InputError(f"{source} is an exported study, which comes in as it is; leave out all options but --database")
-    if folder:
-        counts = import_study(opened, folder)
-        index.index_studies(opened)
+    if folder := Path(source) if exported else bundled.get(source):
+        if any((study, columns, ignored, where, baseline, limits, question)):
+            raise InputError(f"{source} is an exported study, which comes in as it is; leave out all options but --database")
+        counts = import_study(database, folder)
+        index.index_studies(database)
     elif not is_source(source):
         raise InputError(f"there is no folder {source}, and no bundled results of that name; {nearest(source, bundled)}")
     elif study is None:
@@ -206,9 +186,9 @@ def import_rows(
     else:
         mapped, limit_of = _pairs("--map", columns), _pairs("--limit", limits)
         request = Import(study, mapped, ignored or (), where or "true", baseline, limit_of, question)
-        counts = import_runs(opened, read_source(source), request)
-    fits.renew_fits(opened, study)
-    common.show_rows(["what", "count"], list(counts.items()), output, form)
+        counts = import_runs(database, read_source(source), request)
+    fits.renew_fits(database, study)
+    show_rows(["what", "count"], list(counts.items()), output, form)
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
@@ -224,11 +204,12 @@ def rebuild(database: DatabaseFile = HERE) -> None:
 
     Runs, studies and imports are files in NAME.files/. The old database is kept as NAME.previous1.duckdb.
     """
-    from dataeff.cli.live import show_stage
+    from dataeff.cli.live import StageBars
     from dataeff.study import index
 
-    previous = index.rebuild(common.open_database(database), lambda done, total: show_stage("index jobs", done, total))
-    print(f"{database} is rebuilt" + (f"; the old one is {previous}" if previous else ""), file=sys.stderr)
+    with StageBars() as bars:
+        previous = index.rebuild(database, lambda done, total: bars("index jobs", done, total))
+    print(f"{database.path} is rebuilt" + (f"; the old one is {previous}" if previous else ""), file=sys.stderr)
 
 
 @command("doctor")
@@ -240,25 +221,25 @@ def doctor(output: OutputFile = None, form: Format = "table", database: Database
     from dataeff.records import queries
     from dataeff.training.device import describe_device, pick_device
 
-    store, folder = Store.beside(database), database.resolve().parent
+    store, folder = Store.beside(database.path), database.path.resolve().parent
+    free, writable = shutil.disk_usage(folder).free / 2**30, os.access(folder, os.W_OK)
     sizes: Counter[str] = Counter()
     for file in filter(Path.is_file, store.path.rglob("*")):
-        sizes[WEIGHED.get(file.suffix, "other files")] += file.stat().st_size
-    free = shutil.disk_usage(folder).free / 2**30
+        sizes[{".safetensors": "weights", ".bin": "tokens"}.get(file.suffix, "other files")] += file.stat().st_size
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "duckdb", "optuna", "sqlmodel", "tokenizers")]
+    try:
+        with database.read() as connection:
+            state, finding = "ok", queries.health(connection)
+    except DataeffError as error:
+        state, finding = "note" if isinstance(error, NotFoundError) else "bad", str(error)
     rows = [
-        ("dataeff", "ok", f"{dataeff.__version__}, Python {platform.python_version()} ({sys.executable})"),
-        ("libraries", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)),
+        ("dataeff", "ok", f"{dataeff.__version__}, Python {platform.python_version()} ({sys.executable}), {', '.join(versions)}"),
         ("device", "ok", f"{describe_device(pick_device('auto'))}; {default_workers()} worker(s) by default"),
-        ("disk", "ok" if free > 1 else "bad", f"{free:.1f} GiB free in {folder}"),
-        ("folder", *(("ok", "can be written") if os.access(folder, os.W_OK) else ("bad", f"{folder} cannot be written"))),
+        ("folder", "ok" if writable and free > 1 else "bad", f"{free:.1f} GiB free in {folder}" + ", read-only" * (not writable)),
         ("files", "ok", f"{store.path}: " + ", ".join(f"{kind} {size / 2**20:,.1f} MiB" for kind, size in sizes.items())),
         *(("corpus", "ok", f"{t.name}: {t.train_tokens:,} training tokens, {t.vocabulary} words") for t in built_tokens(store)),
+        ("database", state, f"{database.path}: {finding}"),
     ]
-    try:
-        with common.open_database(database).read() as connection:
-            rows.append(("database", "ok", f"{database}: {queries.health(connection)}"))
-    except DataeffError as error:
-        rows.append(("database", "note" if isinstance(error, NotFoundError) else "bad", str(error)))
-    common.show_rows(["check", "state", "finding"], rows, output, form)
-    if any(state == "bad" for _, state, _ in rows):
+    show_rows(["check", "state", "finding"], rows, output, form)
+    if any(row[1] == "bad" for row in rows):
         raise typer.Exit(1)

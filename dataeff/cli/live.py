@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress
+from rich.text import Text
+
 from dataeff.cli.common import table_text
-from dataeff.reports.text import count, duration
+from dataeff.reports.text import duration
 
 if TYPE_CHECKING:
     from dataeff.study.launch import Launch
@@ -17,46 +21,55 @@ STATES = ("searching", "blocked", "open", "boundary", "waiting", "certified")  #
 COLUMNS = ("recipe", "D", "size", "state", "loss", "runs", "to run", "optimum")
 
 
-def show_stage(stage: str, done: int, total: int | None) -> None:
-    """Show how far a stage is, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{stage}: {f'{done / total:.0%}' if total else count(done)}", end="\r" * (done == total), file=sys.stderr)
-
-
-class LiveView:
-    """Shows a launch whenever it is called: a table in place on a terminal, a line every 15 s elsewhere."""
+class StageBars(Progress):
+    """Bars, on a terminal, for what takes long before a launch. It is called with a stage, how much is done, and of how much."""
 
     def __init__(self) -> None:
-        self.last, self.height, self.in_place = time.monotonic(), 0, sys.stderr.isatty()
+        super().__init__(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if not self.tasks or self.tasks[-1].description != stage:
+            self.add_task(stage)
+        self.update(self.task_ids[-1], completed=done, total=total)
+
+
+class LiveView(Live):
+    """Shows a launch whenever it is called: its cells in place on a terminal, a line every 15 s elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self.last = time.monotonic()
 
     def __call__(self, launch: Launch) -> None:
-        if time.monotonic() - self.last > (0.25 if self.in_place else 15):
-            self.last, size = time.monotonic(), shutil.get_terminal_size()
-            text = _view(launch, size.lines - 7) if self.in_place else _summary(launch).replace("\n", "; ")
-            self._print([line[: size.columns - 1] if self.in_place else line for line in text.splitlines()])
-
-    def _print(self, lines: list[str]) -> None:
-        print(f"\033[{self.height}F\033[J" * (self.height > 0) + "\n".join(lines), file=sys.stderr)
-        self.height = len(lines) * self.in_place
+        on_terminal = sys.stderr.isatty()  # where rich redirects it, too
+        if time.monotonic() - self.last < (0.25 if on_terminal else 15):
+            return
+        self.last = time.monotonic()
+        if on_terminal:
+            self.start()
+            text = f"{_summary(launch)}\n{_cells(launch, self.console.height)}"
+            self.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            print(_summary(launch).replace("\n", "; "), file=sys.stderr)
 
     def end(self, launch: Launch) -> None:
-        """Print the table, and what went wrong, for good."""
-        blocked = [state for state in launch.states.values() if state.state == "blocked"]
-        self._print([_view(launch), *(f"{s.cell.id} cannot be trained: {s.reason}" for s in blocked), *launch.failures])
+        """Print the cells, the summary, and what went wrong, for good."""
+        self.stop()
+        blocked = [f"{s.cell.id} cannot be trained: {s.reason}" for s in launch.states.values() if s.state == "blocked"]
+        print(_cells(launch), _summary(launch), *blocked, *launch.failures, sep="\n", file=sys.stderr)
 
 
-def _view(launch: Launch, room: int | None = None) -> str:
-    """The cells, those in `room` lines that matter most, and the summary. A loss is that of a single model."""
+def _cells(launch: Launch, height: int | None = None) -> str:
+    """The cells; or those in `height` lines that matter most. A loss is that of a single model."""
     states, rows = list(launch.states.values()), []
-    if room and len(states) > room:
-        states = sorted(states, key=lambda state: STATES.index(state.state))[:room]
+    if height:
+        states = sorted(states, key=lambda state: STATES.index(state.state))[:height]
     for state in states:
         cell, point = state.cell, {} if state.best is None else state.cell.grid.values(state.best)
         loss = f"{state.certificate.loss:.4f}" if point and launch.demand.recipe(cell).members == 1 else ""
         runs, optimum = sum(use.role != "ensemble" for use in state.uses), " ".join(f"{k} {v:g}" for k, v in point.items())
         rows.append((cell.recipe, cell.seed_tokens, cell.size.name, state.state, loss, runs, len(state.wanted), optimum))
-    left_out = len(launch.states) - len(states)
-    return f"{table_text(COLUMNS, rows)}\n" + f"({left_out} more cells)\n" * (left_out > 0) + _summary(launch)
+    return table_text(COLUMNS, rows)
 
 
 def _summary(launch: Launch) -> str:

@@ -1,35 +1,30 @@
 """Commands on studies: init, plan, run, status, answer, app, report, refresh, delete."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 from dataeff.cli import common
-from dataeff.cli.common import HERE, AnyStudy, DatabaseFile, Format, OutputFile, PlotFile, StudyName, command
+from dataeff.cli.common import HERE, AnyStudy, DatabaseFile, Format, OutputFile, PlotFile, StudyFile, StudyName, command
 from dataeff.errors import DataeffError, InputError
 from dataeff.reports.text import count, duration
 from dataeff.share import shared_folder
-
-if TYPE_CHECKING:
-    from dataeff.study.plan import Plan
 
 Workers = Annotated[int | None, Option(min=1, help="worker processes; default one a GPU, else one a CPU core")]
 Kind = Annotated[Literal["local", "inline"], Option(help="local: worker processes; inline: this process")]
 Storage = Annotated[str | None, Option(help="Optuna storage URL; default a journal in NAME.files/optuna/")]
 REPORT = Option("--output", "-o", metavar="FILE", help="a .html file, or a .md file with charts as PNG; default STUDY.html")
-HOST = Option(help="the address to listen on")
-NO_BROWSER = Option("--no-browser", help="for a machine without a screen")
 NOT_SHOWN = ("val_loss_mean", "seeds", "diverged", "search_ended_at", "reason")  # of cells, in the table
 YES = Option("--yes", "-y", help="do not ask")
+
 
 @command("init mine.toml")
 def init(file: Annotated[Path, Argument(help="the study file to write")] = Path("mine.toml")) -> None:
@@ -45,40 +40,39 @@ def init(file: Annotated[Path, Argument(help="the study file to write")] = Path(
 
 
 @command("plan laptop")
-def plan(study: StudyName, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+def plan(study: StudyFile, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
     """Show what a study would train and what that would cost.
 
     Nothing is trained. The first plan of a corpus tokenizes it, as `run` would.
     """
-    from dataeff.cli.live import show_stage
-    from dataeff.study.plan import COLUMNS, unanswerable
-    from dataeff.study.plan import plan as make_plan
+    from dataeff.cli.live import StageBars
+    from dataeff.study import plan as planning
 
-    loaded = common.load_study(study)
-    planned = make_plan(loaded, common.open_database(database), show_stage)
-    common.show_rows(COLUMNS, planned.rows, output, form, lambda: _print_plan(planned))
-    print("".join(f"warning: {line}\n" for line in unanswerable(loaded.spec)), end="", file=sys.stderr)
+    declared = common.load_study(study)
+    with StageBars() as bars:
+        planned = planning.plan(declared, database, bars)
 
+    def print_plan() -> None:
+        rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
+        common.print_table([*planning.COLUMNS[:-1], "time"], rows)
+        if planned.changes:
+            counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in vars(planned.changes).items())
+            print(f"\nsince the last launch, cells: {counts}")
+        gpu = planning.ASSUMED_GPU_FLOPS
+        hours = f"{planned.flops / gpu / 3600:,.2g} GPU hours at {gpu:.0e} FLOP/s (an H100 at 40%)"
+        here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
+        estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
+        lines = estimate if planned.runs else "nothing to train: every search has ended", planned.note
+        print("", *filter(None, lines), sep="\n")
 
-def _print_plan(planned: Plan) -> None:
-    from dataeff.study.plan import ASSUMED_GPU_FLOPS, COLUMNS
-
-    rows = [(*row[:3], count(row[3]), *row[4:-2], count(row[-2]), duration(row[-1] * 3600)) for row in planned.rows]
-    common.print_table([*COLUMNS[:-1], "time"], rows)
-    if changes := planned.changes:
-        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in vars(changes).items())
-        print(f"\nsince the last launch, cells: {counts}")
-    hours = f"{planned.flops / ASSUMED_GPU_FLOPS / 3600:,.2g} GPU hours at {ASSUMED_GPU_FLOPS:.0e} FLOP/s (an H100 at 40%)"
-    here = f"{duration(planned.seconds)} on {planned.workers} worker(s) here ({planned.speed})"
-    estimate = f"about {planned.runs} runs to train, {count(planned.flops)} FLOPs: {here}, or {hours}"
-    print("\n" + (estimate if planned.runs else "nothing to train: every search has ended"))
-    if planned.note:
-        print(planned.note)
+    common.show_rows(planning.COLUMNS, planned.rows, output, form, print_plan)
+    for line in planning.unanswerable(declared.spec):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 @command("run quickstart", "run mine.toml --workers 1")
 def run(
-    study: StudyName, workers: Workers = None, executor: Kind = "local", storage: Storage = None, database: DatabaseFile = HERE
+    study: StudyFile, workers: Workers = None, executor: Kind = "local", storage: Storage = None, database: DatabaseFile = HERE
 ) -> None:
     """Train what a study is missing and print its answer.
 
@@ -86,20 +80,21 @@ def run(
     """
     import optuna
 
-    from dataeff.cli.live import LiveView, show_stage
+    from dataeff.cli.live import LiveView, StageBars
     from dataeff.execution.inline import InlineExecutor
     from dataeff.execution.local import LocalExecutor
     from dataeff.study.launch import Launch
 
     if executor == "inline" and workers:
         raise InputError(f"--executor inline --workers {workers}: inline trains in this process alone; leave one of them out")
-    loaded = common.load_study(study)
+    declared = common.load_study(study)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with InlineExecutor() if executor == "inline" else LocalExecutor(workers) as pool:
-        launch, view = Launch(loaded, database, pool, storage, show_stage), LiveView()
-        print(f"{loaded.spec.name}: {loaded.spec.question}\n{pool.slots} worker(s), {database}", file=sys.stderr)
+        with StageBars() as bars:
+            launch = Launch(declared, database.path, pool, storage, bars)
+        print(f"{declared.spec.name}: {declared.spec.question}\n{pool.slots} worker(s), {database.path}", file=sys.stderr)
         if launch.previous:
-            print(f"another version of dataeff wrote {database}: rebuilt; the old file is {launch.previous}", file=sys.stderr)
+            print(f"another version of dataeff wrote {database.path}: rebuilt; the old one is {launch.previous}", file=sys.stderr)
         if launch.cells_deleted:
             print(f"the study has changed: {launch.cells_deleted} of its cells were removed; their runs stay", file=sys.stderr)
 
@@ -109,6 +104,7 @@ def run(
             launch.stop()
 
         handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        view = LiveView()
         try:
             launch.run(view)
         finally:
@@ -122,7 +118,7 @@ def run(
         raise typer.Exit(130)
     if launch.failures:
         raise DataeffError(f"{len(launch.failures)} job(s) failed, see above; `dataeff run` tries them again")
-    answer(loaded.spec.name, database=database)
+    answer(declared.spec.name, database=database)
 
 
 @command("status", "status quickstart")
@@ -133,11 +129,11 @@ def status(study: AnyStudy = None, output: OutputFile = None, form: Format = "ta
     """
     from dataeff.records import queries
 
-    with common.open_database(database).read() as connection:
-        columns, rows = queries.cells(connection, common.study_name(study)) if study else queries.studies(connection)
+    with database.read() as connection:
+        columns, rows = queries.cells(connection, study) if study else queries.studies(connection)
     shown = [i for i, name in enumerate(columns) if name not in NOT_SHOWN]
-    chosen = [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
-    common.show_rows(columns, rows, output, form, lambda: common.print_table(*chosen))
+    table = partial(common.print_table, [columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    common.show_rows(columns, rows, output, form, table)
 
 
 @command("answer quickstart", "answer quickstart --plot answer.svg")
@@ -147,14 +143,13 @@ def answer(
     """Show losses, limits, data efficiency and caveats."""
     from dataeff.reports.answer import study_answer
 
-    name = common.study_name(study)
-    with common.open_database(database).read() as connection:
-        found = study_answer(connection, name)
+    with database.read() as connection:
+        found = study_answer(connection, study)
         if plot:
             from dataeff.reports.charts import limits_chart, save_chart
             from dataeff.reports.frames import study_limits
 
-            save_chart(limits_chart(**study_limits(connection, name)), plot)
+            save_chart(limits_chart(**study_limits(connection, study)), plot)
 
     def print_answer() -> None:
         print(found["question"], found["sentence"], sep="\n\n")
@@ -167,25 +162,25 @@ def answer(
 
 @command("app", "app --no-browser --port 8600", name="app")
 def serve(
-    host: Annotated[str, HOST] = "127.0.0.1",
+    host: Annotated[str, Option(help="the address to listen on")] = "127.0.0.1",
     port: Annotated[int, Option(min=1, max=65535, help="the port to listen on")] = 8501,
-    no_browser: Annotated[bool, NO_BROWSER] = False,
+    no_browser: Annotated[bool, Option("--no-browser", help="for a machine without a screen")] = False,
     database: DatabaseFile = HERE,
 ) -> None:
     """Open the dashboard in a browser."""
-    common.open_database(database).require_usable()
+    database.require_usable()
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port or host") from error
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: whoever reaches {host}:{port} can read all of {database}: there is no password", file=sys.stderr)
+        print(f"warning: whoever reaches {host}:{port} can read all of {database.path}: there is no password", file=sys.stderr)
     options = {"server.address": host, "server.port": port, "server.headless": str(no_browser).lower()}
     options |= {"server.showEmailPrompt": "false", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal"}
     options |= {"theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#56B4E9"}
     streamlit = [sys.executable, "-m", "streamlit", "run", str(shared_folder("app") / "main.py")]
     arguments = [*streamlit, *(f"--{name}={value}" for name, value in options.items())]
-    os.execve(sys.executable, arguments, {**os.environ, "DATAEFF_DATABASE": str(database.resolve())})
+    os.execve(sys.executable, arguments, {**os.environ, "DATAEFF_DATABASE": str(database.path.resolve())})
 
 
 @command("report quickstart", "report quickstart -o quickstart.md")
@@ -201,9 +196,9 @@ def report(
     """
     from dataeff.reports.export import write_report
 
-    name = common.study_name(study)
-    with common.open_database(database).read() as connection:
-        print(*write_report(connection, name, output or Path(f"{name}.html"), authors or ()), sep="\n")
+    with database.read() as connection:
+        print(*write_report(connection, study, output or Path(f"{study}.html"), authors or ()), sep="
+")
 
 
 @command("refresh", "refresh quickstart")
@@ -215,11 +210,10 @@ def refresh(study: AnyStudy = None, database: DatabaseFile = HERE) -> None:
     from dataeff.records.queries import require_study
     from dataeff.study.fits import renew_fits
 
-    name, opened = study and common.study_name(study), common.open_database(database)
-    if name:
-        with opened.read() as connection:
-            require_study(connection, name)
-    print(f"{renew_fits(opened, name)} fits renewed")
+    if study:
+        with database.read() as connection:
+            require_study(connection, study)
+    print(f"{renew_fits(database, study)} fits renewed")
 
 
 @command("delete quickstart")
@@ -228,9 +222,8 @@ def delete(study: StudyName, yes: Annotated[bool, YES] = False, database: Databa
     from dataeff.facts.store import Store
     from dataeff.study.index import delete_study, deletion
 
-    name, opened = common.study_name(study), common.open_database(database)
-    with opened.read() as connection:
-        print(f"study {name} in {database}: {deletion(connection, Store.beside(database), name)[0]}")
+    with database.read() as connection:
+        print(f"study {study} in {database.path}: {deletion(connection, Store.beside(database.path), study)[0]}")
     if not yes:
         typer.confirm("Delete it?", abort=True)
-    delete_study(opened, name)
+    delete_study(database, study)

@@ -3,12 +3,9 @@
 One row a group: the law, its limit with a 90% interval, and caveats. No study is needed, and nothing is recorded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,22 +21,14 @@ from dataeff.records.queries import literal, query
 from dataeff.records.store import Database
 
 
-@dataclass(frozen=True)
-class FittedTable:
-    """One row a group; and for a chart, the name and the fit of each group that has one."""
-
-    columns: list[str]
-    rows: list[list[Any]]
-    fits: list[tuple[str, Fit]]
-
-
 def fit_table(
     source: str, form: str, x: Sequence[str], y: str, groups: Sequence[str], database: Database, sd: float | None = None
-) -> FittedTable:
+) -> tuple[list[str], list[list[Any]], list[tuple[str, Fit]]]:
     """Fit `form` to columns of `source`, a file of CSV, JSON or Parquet or a SQL query on `database`, for each group of rows.
 
     `x`: a column for each variable of the form; `sd`: known standard deviation of one y, in its unit. Rows without finite x and
-    y are counted and left out. Raises `InputError` for what cannot be fitted at all, `QueryError` for what cannot be read.
+    y are counted and left out. Returns columns, one row a group, and the names and fits of the groups that have one. Raises
+    `InputError` for what cannot be fitted at all, `QueryError` for what cannot be read.
     """
     if form not in FORMS:
         raise InputError(f"--form {form}: no such form; {nearest(form, FORMS)}")
@@ -68,16 +57,19 @@ def fit_table(
     if not fits:
         reason = rows[0][-1] if rows else f"{source} has no rows"
         raise InputError(reason + ("" if groups else "; --group COLUMN fits the rows of each of its values apart"))
-    return FittedTable(columns, rows, fits)
+    return columns, rows, fits
 
 
-def law_on_a_grid(name: str, fitted: Fit) -> tuple[list[dict[str, Any]], ...]:
-    """Return the points of a law of one variable, and the law from half its least x to four times its greatest, as records."""
-    if fitted.x.ndim > 1:
-        raise InputError(f"a law of {len(fitted.x)} variables has no chart; leave --plot out")
-    grid = np.geomspace(fitted.x.min() / 2, fitted.x.max() * 4, 61)
-    drawn = (fitted.x, fitted.y), (grid, fitted.law(grid))
-    return tuple([{"group": name, "x": a, "y": b} for a, b in np.transpose(each).tolist()] for each in drawn)
+def points_and_laws(fits: list[tuple[str, Fit]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the points of laws of one variable, and the laws from half their least x to 4 times their greatest, as records."""
+    points, laws = [], []
+    for name, fitted in fits:
+        if fitted.x.ndim > 1:
+            raise InputError(f"a law of {len(fitted.x)} variables has no chart; leave --plot out")
+        grid = np.geomspace(fitted.x.min() / 2, fitted.x.max() * 4, 61)
+        for records, drawn in ((points, (fitted.x, fitted.y)), (laws, (grid, fitted.law(grid)))):
+            records += [{"group": name, "x": x, "y": y} for x, y in np.transpose(drawn).tolist()]
+    return points, laws
 
 
 def _read(source: str, x: Sequence[str], y: str, groups: Sequence[str], database: Database) -> list[tuple[Any, ...]]:
