@@ -197,8 +197,7 @@ def report(
     from dataeff.reports.export import write_report
 
     with database.read() as connection:
-        print(*write_report(connection, study, output or Path(f"{study}.html"), authors or ()), sep="
-")
+        print(*write_report(connection, study, output or Path(f"{study}.html"), authors or ()), sep="\n")
 
 
 @command("refresh", "refresh quickstart")

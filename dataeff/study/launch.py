@@ -6,8 +6,6 @@ Everything that matters is a fact on disk when it is learned, and the states of 
 loop may be killed at any moment: the next launch begins where the facts are.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter
@@ -127,7 +125,7 @@ class Launch:
         """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
         self.queue.stop()
 
-    def run(self, on_change: Callable[[Launch], None] | None = None) -> None:
+    def run(self, on_change: Callable[["Launch"], None] | None = None) -> None:
         """Train what is missing. Raises `DatabaseError` when the results cannot be written down in the end."""
         try:
             self._submit(self.states.values())
