@@ -188,6 +188,12 @@ def test_the_prompt_goes_on_after_mistakes_and_ctrl_c(finished):
     assert prompt.wait(timeout=10) == 0
 
 
+def test_a_value_of_several_lines_keeps_its_column(finished):
+    first, *lines = ok("sql", "explain select 1", cwd=finished).splitlines()
+    assert first.split() == ["explain_key", "physical_plan"]
+    assert len({re.search("[┌│└]", line).start() for line in lines if line.strip()}) == 1
+
+
 def test_doctor_looks_around(finished):
     out = ok("doctor", cwd=finished)
     assert "1 study(s)" in out and "weights" in out and "tiny: " in out and "bad" not in out
@@ -299,6 +305,7 @@ MISTAKES = {
     "no such port": (["app", "--port", "99999"], "65535"),
     "no such host": (["app", "--host", "no such host"], "choose another port or host"),
     "no such folder": (["run", "tiny.toml", "--database", "none/x.duckdb"], "there is no folder none"),
+    "a folder for a database": (["status", "--database", "."], "this is a folder"),
     "nothing to delete": (["delete", "nothing"], "valid: tiny"),
     "nothing to refresh": (["refresh", "nothing"], "valid: tiny"),
     "a missing argument": (["plan"], "dataeff plan --help"),
