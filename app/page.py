@@ -199,7 +199,7 @@ def show_records(rows: Sequence[dict[str, Any]], name: str, **options: Any) -> N
 
 
 def show_notes(name: str) -> None:
-    """Show notes that anybody may change. They are a file beside the database, which `rebuild` leaves as it is."""
+    """Show notes that anybody may change. They are a file next to the database, which `rebuild` leaves as it is."""
     file, key = Store.beside(database.path).path / "notes" / f"{quote(name, safe=' ')}.md", f"notes {name}"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     with st.expander(f"Notes: {plain(text)[:80]}" if text.strip() else "Notes"):

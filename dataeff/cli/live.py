@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -55,13 +56,14 @@ class LiveView(Live):
     def end(self, launch: Launch) -> None:
         """Print the cells, the summary, and what went wrong, for good."""
         self.stop()
-        blocked = [f"{s.cell.id} cannot be trained: {s.reason}" for s in launch.states.values() if s.state == "blocked"]
+        blocked = [state for state in launch.resolution.states.values() if state.state == "blocked"]
+        blocked = [f"{state.cell.id} cannot be trained: {state.reason}" for state in blocked]
         print(_cells(launch), _summary(launch), *blocked, *launch.failures, sep="\n", file=sys.stderr)
 
 
 def _cells(launch: Launch, height: int | None = None) -> str:
     """The cells; or those in `height` lines that matter most. A loss is that of a single model."""
-    states, rows = list(launch.states.values()), []
+    states, rows = list(launch.resolution.states.values()), []
     if height:
         states = sorted(states, key=lambda state: STATES.index(state.state))[:height]
     for state in states:
@@ -75,12 +77,13 @@ def _cells(launch: Launch, height: int | None = None) -> str:
 def _summary(launch: Launch) -> str:
     queue, left, now = launch.queue, launch.seconds_left(), time.monotonic()
     running = min(queue.executor.slots, len(queue.running))
-    text = "cells: " + ", ".join(f"{n} {state}" for state, n in launch.counts.items())
+    counts = Counter(state.state for state in launch.resolution.states.values())
+    text = "cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())
     text += f"\nruns: {launch.trained} trained, {launch.reused} reused, {running} running, {len(queue) - running} queued"
     text += f"; {duration(now - launch.began)} so far" + (f", about {duration(left)} left" if left and len(queue) else "")
     if launch.database_busy_since is not None:
         held = duration(now - launch.database_busy_since)
         text += f"\nanother program has held the database for {held}; results wait in their folders"
-    if launch.stopping and running:
+    if launch.queue.stopping and running:
         text += "\nstopping: running jobs write a checkpoint; Ctrl-C again ends them at once"
     return text

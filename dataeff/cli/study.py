@@ -99,7 +99,7 @@ def run(
             print(f"the study has changed: {launch.cells_deleted} of its cells were removed; their runs stay", file=sys.stderr)
 
         def stop(number: int, frame: object) -> None:
-            if launch.stopping:
+            if launch.queue.stopping:
                 raise KeyboardInterrupt
             launch.stop()
 
@@ -113,7 +113,7 @@ def run(
         signal.signal(number, handler)
     if launch.fits_failed:
         print(f"the fits were not renewed; `dataeff refresh` tries again: {launch.fits_failed}", file=sys.stderr)
-    if launch.stopping:
+    if launch.queue.stopping:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130)
     if launch.failures:

@@ -1,4 +1,4 @@
-"""The store: the folder beside the database in which facts lie, one folder a job. The database is an index of it.
+"""The store: the folder next to the database in which facts lie, one folder a job. The database is an index of it.
 
     <kind folder>/<job id>/spec.json            the job, written before it is run
     <kind folder>/<job id>/attempts/0001.json   one Attempt a try, written at its start and again at its end
@@ -53,7 +53,7 @@ class JobFolder:
 
 @dataclass(frozen=True)
 class Store:
-    """The folder beside the database file: `<name>.files/` for `<name>.duckdb`."""
+    """The folder next to the database file: `<name>.files/` for `<name>.duckdb`."""
 
     path: Path
 

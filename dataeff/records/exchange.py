@@ -71,7 +71,7 @@ def export_study(database: Database, study: str, target: Path) -> dict[str, int]
 
 
 def import_study(database: Database, source: Path) -> dict[str, int]:
-    """Keep a copy of an export, of whichever form, beside the database and add its rows; return the new rows of each table.
+    """Keep a copy of an export, of whichever form, next to the database and add its rows; return the new rows of each table.
 
     Raises `NotFoundError` where there is no export, `InputError` when it is of another version of dataeff, or a study of its
     name is recorded that asks for other runs; nothing is changed then.

@@ -94,7 +94,7 @@ class _Cell(BaseModel):
 
 
 def import_runs(database: Database, source: RowsOfRuns, request: Import) -> dict[str, int]:
-    """Write the source's rows to `imports/<study>/` beside the database and record them; return how many rows became what.
+    """Write the source's rows to `imports/<study>/` next to the database and record them; return how many rows became what.
 
     Raises `InputError`, naming columns or rows, for what cannot be a run, and when a study of that name was declared here;
     `QueryError` for SQL that DuckDB refuses. Nothing is changed then, on disk or in the database.

@@ -4,8 +4,8 @@ DuckDB lets one process write or many read a file, never both. So a writer takes
 transaction and closes; a reader takes the lock for the moment of opening alone, so that a crowd of readers cannot
 starve the writer, and keeps the file no longer than it must. What another program holds is waited for, up to a limit.
 
-The file is an index of the files beside it and never migrated: one of another version of dataeff is refused as it is, and made
-anew under another name, which `replace_with` puts in its place. What rows mean is for `dataeff.records.ingest` to know. Only
+The file is an index of the files next to it and never migrated: one of another version of dataeff is refused as it is, and made
+again under another name, which `replace_with` puts in its place. What rows mean is for `dataeff.records.ingest` to know. Only
 `session` and the making of a schema import sqlmodel, which is slow to load.
 """
 
@@ -151,7 +151,7 @@ class Database:
         try:
             connection = self._connect(deadline, read_only)
         except duckdb.Error as error:
-            remedy = "it was left as it is. If it is damaged, `dataeff rebuild` makes it anew from the files beside it"
+            remedy = "it was left as it is. If it is damaged, `dataeff rebuild` rebuilds it from the files next to it"
             raise DatabaseError(f"{self.path} cannot be opened: {error}; {remedy}") from error
         with connection:
             connection.execute("SET TimeZone = 'UTC'")
@@ -201,6 +201,6 @@ def _has_schema(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
         lacks = f"it has tables ({', '.join(sorted(tables)[:5])}) and no schema of dataeff; name another file with --database"
         raise DatabaseError(f"{path} is a DuckDB file but not a dataeff database: {lacks}")
     if "schema" not in tables or connection.execute("SELECT version FROM schema").fetchall() != [(schema_version(),)]:
-        remedy = "it was left as it is; `dataeff rebuild` makes it anew from the files beside it"
+        remedy = "it was left as it is; `dataeff rebuild` rebuilds it from the files next to it"
         raise SchemaError(f"{path} was written by another version of dataeff: {remedy}")
     return True

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +49,6 @@ class QueryResult:
     table: pyarrow.Table
     cut: str | None
     seconds: float
-
-    def records(self, columns: Collection[str]) -> list[dict[str, Any]]:
-        """Return these columns as plain values, decimals as floats. Raises `QueryError` for times beyond Python's."""
-        table = self.table.select([name for name in self.table.column_names if name in columns])
-        for i, field in enumerate(table.schema):
-            if pyarrow.types.is_decimal(field.type):
-                table = table.set_column(i, field.name, table.column(i).cast(pyarrow.float64()))
-        try:
-            return table.to_pylist()
-        except (ValueError, OverflowError) as error:
-            raise QueryError(f"{', '.join(table.column_names)}: {error}; leave such rows out (`where isfinite(...)`)") from error
 
 
 def ask(path: Path, text: str, seconds: float = SECONDS) -> QueryResult:

@@ -1,7 +1,7 @@
 """A study's report: the answer, numbered figures and tables, caveats, methods, and the SQL of each number, in one file.
 
 A template writes it as HTML, which carries its charts and the code that draws them and needs no network, or as Markdown with
-the charts as PNG beside it. Numbers are those of the views; nothing is computed here.
+the charts as PNG next to it. Numbers are those of the views; nothing is computed here.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ FROM (SELECT DISTINCT run_id FROM trial JOIN cell USING (cell_id) WHERE study = 
 
 
 def write_report(connection: duckdb.DuckDBPyConnection, study: str, path: Path, authors: Sequence[str] = ()) -> list[Path]:
-    """Write the report of a study as .html, or as .md with its charts beside it as PNG; return the files.
+    """Write the report of a study as .html, or as .md with its charts next to it as PNG; return the files.
 
     Raises `InputError` for another suffix, and `NotFoundError` with the nearest name of a study.
     """

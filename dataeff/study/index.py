@@ -1,4 +1,4 @@
-"""The database as an index of the store: rows of jobs, studies and cells, made from facts, and made anew.
+"""The database as an index of the store: rows of jobs, studies and cells, made from facts, and made again.
 
     <store>/studies/<name>.json      a StudyFact: what was asked, on which corpus, since when
     <kind folder>/<job id>/          what came of each job
@@ -150,7 +150,7 @@ def cell_row(demand: Demand, state: CellState) -> dict[str, Any]:
 
 
 def rebuild(database: Database, progress: Callable[[int, int], None] | None = None) -> Path | None:
-    """Make the database anew from the store beside it, and put it in place of the old one; return where that was moved to.
+    """Make the database again from the store next to it, and put it in place of the old one; return where that was moved to.
 
     Raises `NotFoundError` where there are no files, `InputError` for a fact that is not whole, or a kind of job that is not known
     here: the old file stays as it is then.

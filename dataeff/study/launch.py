@@ -8,7 +8,6 @@ loop may be killed at any moment: the next launch begins where the facts are.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,18 +107,9 @@ class Launch:
         return index_study(self.database, fact, FIRST_WRITE_SECONDS)
 
     @property
-    def states(self) -> dict[str, CellState]:
-        """How every cell stands, by its id."""
-        return self.resolution.states
-
-    @property
     def reused(self) -> int:
         """Number of runs that cells use and this launch did not train."""
         return len(self._used_ids - self._trained_ids)
-
-    @property
-    def stopping(self) -> bool:
-        return self.queue.stopping
 
     def stop(self) -> None:
         """End soon and cleanly: running jobs write a checkpoint, nothing new is started."""
@@ -128,19 +118,19 @@ class Launch:
     def run(self, on_change: Callable[["Launch"], None] | None = None) -> None:
         """Train what is missing. Raises `DatabaseError` when the results cannot be written down in the end."""
         try:
-            self._submit(self.states.values())
+            self._submit(self.resolution.states.values())
             while True:
                 self._flush(0.2, now=not len(self.queue))
                 if time.monotonic() - self._last_fit > self._fit_pause:
                     self._fit(0.2)
                 if on_change:
                     on_change(self)
-                if not len(self.queue) and (self.database_busy_since is None or self.stopping):
+                if not len(self.queue) and (self.database_busy_since is None or self.queue.stopping):
                     break
                 if ended := self.queue.wait(timeout=0.25):
                     self._learn(ended)
             self._write(LAST_FLUSH_SECONDS)  # only what a stopped launch could not write above
-            if not self.stopping:
+            if not self.queue.stopping:
                 if self.trained:
                     index_studies(self.database, self.demand.corpus)
                 self._fit(LAST_FLUSH_SECONDS)
@@ -213,16 +203,11 @@ class Launch:
 
     # -- for progress displays ----------------------------------------------------------------------------------
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Number of cells in each state."""
-        return Counter(state.state for state in self.states.values())
-
     def seconds_left(self) -> float | None:
         """Estimate from the FLOPs trained so far; None until ten runs were trained."""
         if self.trained < 10:
             return None
-        left = sum(state.flops_left for state in self.states.values())
+        left = sum(state.flops_left for state in self.resolution.states.values())
         return left / self.flops_trained * (time.monotonic() - self.began)
 
 

@@ -107,7 +107,7 @@ def ask(folder):
 def test_every_cell_ends_and_a_second_launch_trains_nothing(folder):
     again = launch(declared(folder), folder / "runs.duckdb")
     assert again.trained == 0
-    assert "waiting" not in again.counts
+    assert "waiting" not in {state.state for state in again.resolution.states.values()}
     planned = plan(declared(folder), Database(folder / "runs.duckdb"))
     assert planned.runs == 0 and all(row[5] in ("certified", "boundary") for row in planned.rows)
 
