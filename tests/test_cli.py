@@ -360,7 +360,7 @@ def test_a_corrupt_database_is_left_as_it_is(finished, tmp_path):
     for command in (["run", "tiny.toml"], ["status"], ["doctor"]):
         done = dataeff(*command, cwd=tmp_path)
         assert done.returncode == 1, command
-        assert "makes it anew from the files" in done.stdout + done.stderr and "Traceback" not in done.stderr
+        assert "rebuilds it from the files" in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "dataeff.duckdb").read_bytes() == damaged
 
 
