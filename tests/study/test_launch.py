@@ -59,7 +59,7 @@ def test_the_certificates_of_a_launch_are_those_that_sql_shows(folder):
         "SELECT cell_id, state, val_loss FROM certificate JOIN best_run USING (cell_id)"
     )}  # fmt: skip
     assert shown == {
-        cell_id: (state.certificate.state, state.certificate.loss) for cell_id, state in launched.states.items()
+        cell_id: (state.certificate.state, state.certificate.loss) for cell_id, state in launched.resolution.states.items()
     }
     assert launched.trained == len(trained(folder)) == ask("SELECT count(*) FROM run")[0][0]
 
@@ -72,8 +72,8 @@ def test_every_cell_is_an_optuna_study_that_a_dashboard_can_open(folder):
     launched = launch(small(folder))
     storage = JournalStorage(JournalFileBackend("runs.files/optuna/tiny.log"))
     studies = {summary.study_name: summary for summary in optuna.get_all_study_summaries(storage)}
-    assert studies.keys() == launched.states.keys()
-    for cell_id, state in launched.states.items():
+    assert studies.keys() == launched.resolution.states.keys()
+    for cell_id, state in launched.resolution.states.items():
         assert studies[cell_id].best_trial.value == state.certificate.loss
         assert studies[cell_id].n_trials == len(state.results)
 
@@ -82,13 +82,13 @@ def test_every_cell_is_an_optuna_study_that_a_dashboard_can_open(folder):
 def test_a_grid_that_was_changed_goes_on_with_the_runs_there_are(folder, lr):
     first = launch(small(folder))
     second = launch(small(folder, grid={**SMALL["grid"], "lr": lr}))
-    assert second.states.keys() == first.states.keys()
-    assert all(state.state in ("certified", "boundary") for state in second.states.values())
+    assert second.resolution.states.keys() == first.resolution.states.keys()
+    assert all(state.state in ("certified", "boundary") for state in second.resolution.states.values())
     assert second.trained < first.trained  # most were there
     fresh = launch(small(folder, grid={**SMALL["grid"], "lr": lr}), "fresh.duckdb")
     order = "ORDER BY ALL"
     assert ask(f"SELECT cell_id, run_id FROM trial {order}") == ask(f"SELECT cell_id, run_id FROM trial {order}", "fresh.duckdb")
-    assert fresh.states.keys() == second.states.keys()
+    assert fresh.resolution.states.keys() == second.resolution.states.keys()
 
 
 @pytest.mark.parametrize("changes", [{"validation_sequences": 8}, {"warmup_fraction": 0.3}])
@@ -105,7 +105,7 @@ def test_other_seeds_give_the_optimum_of_the_first_of_them(folder):
     launch(small(folder, seeds=[0, 1]))
     launched = launch(small(folder, seeds=[1, 2]))
     states = dict(ask("SELECT cell_id, state FROM certificate"))
-    assert states == {cell_id: state.state for cell_id, state in launched.states.items()}
+    assert states == {cell_id: state.state for cell_id, state in launched.resolution.states.items()}
     assert ask("SELECT DISTINCT train_seed FROM best_run JOIN run USING (run_id)") == [(1,)]
 
 
@@ -123,8 +123,8 @@ def test_a_limit_of_runs_ends_a_cell_open_at_the_same_points_whatever_is_recorde
     alone = launch(small(folder, resources=resources), "alone.duckdb")
     launch(small(folder))  # records every point of the path, in another database
     after = launch(small(folder, resources=resources))
-    points = {cell_id: list(state.results) for cell_id, state in alone.states.items()}
-    assert points == {cell_id: list(state.results) for cell_id, state in after.states.items()}
+    points = {cell_id: list(state.results) for cell_id, state in alone.resolution.states.items()}
+    assert points == {cell_id: list(state.results) for cell_id, state in after.resolution.states.items()}
     assert all(len(path) <= 2 for path in points.values())
     stopped = ask("SELECT DISTINCT search_stopped FROM cell WHERE search_stopped IS NOT NULL", "alone.duckdb")
     assert stopped == [("its 2 runs are used up",)]
@@ -140,8 +140,8 @@ def test_a_failed_run_stops_its_cell_and_what_starts_from_it_until_it_is_mended(
     blocked.write_text("")  # a file where the attempts' folder should be
     failing = launch(small(folder))
     assert failing.failures and first[0] in failing.failures[0]
-    assert failing.states[cell.id].state == "open" and first[0] in failing.states[cell.id].reason
-    waiting = [state for state in failing.states.values() if state.state == "waiting"]
+    assert failing.resolution.states[cell.id].state == "open" and first[0] in failing.resolution.states[cell.id].reason
+    waiting = [state for state in failing.resolution.states.values() if state.state == "waiting"]
     assert waiting and first[0] in waiting[0].reason  # and says what it waits for
     blocked.unlink()
     mended = launch(small(folder))
@@ -178,7 +178,8 @@ def test_an_sqlite_storage_holds_the_search_too(folder):
     with InlineExecutor() as executor:
         launched = Launch(small(folder), "runs.duckdb", executor, storage="sqlite:///optuna.db")
         launched.run()
-    assert {summary.study_name for summary in optuna.get_all_study_summaries("sqlite:///optuna.db")} == launched.states.keys()
+    summaries = optuna.get_all_study_summaries("sqlite:///optuna.db")
+    assert {summary.study_name for summary in summaries} == launched.resolution.states.keys()
 
 
 def test_a_better_run_of_another_study_opens_the_certificates_of_those_that_have_its_cell(folder):
@@ -196,10 +197,10 @@ def test_a_better_run_of_another_study_opens_the_certificates_of_those_that_have
 def test_plan_says_what_a_changed_study_changes(folder):
     first = launch(small(folder))
     unchanged = plan(small(folder), Database(Path("runs.duckdb"))).changes
-    assert (unchanged.kept, unchanged.searched_again, unchanged.new, unchanged.dropped) == (len(first.states), 0, 0, 0)
+    assert (unchanged.kept, unchanged.searched_again, unchanged.new, unchanged.dropped) == (len(first.resolution.states), 0, 0, 0)
     assert unchanged.runs_reused == first.trained
     wider = plan(small(folder, grid={**SMALL["grid"], "lr": [1e-2, 3e-2, 1e-1]}), Database(Path("runs.duckdb")))
-    assert wider.changes.kept + wider.changes.searched_again == len(first.states)
+    assert wider.changes.kept + wider.changes.searched_again == len(first.resolution.states)
     assert wider.changes.runs_reused == first.trained  # also of cells that wait for others
     assert 0 < wider.runs
     smaller = small(folder)

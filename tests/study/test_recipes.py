@@ -138,7 +138,7 @@ def test_the_rule_doubles_the_epochs_and_halves_the_decay(ask):
 
 def test_a_search_for_the_limit_ends_where_sql_sees_the_least_limit(folder, ask):
     again = launch(declared(folder), folder / "runs.duckdb")
-    for cell_id, resolved in again.states.items():
+    for cell_id, resolved in again.resolution.states.items():
         ((state,),) = ask(f"SELECT state FROM certificate WHERE cell_id = '{cell_id}'")
         assert state == resolved.state
         if resolved.cell.recipe == "joint":
@@ -216,7 +216,7 @@ def test_what_can_never_start_says_why_and_keeps_nobody_waiting(folder, tmp_path
     }
     study = declared(folder, recipes=recipes)
     launched = launch(study, tmp_path / "runs.duckdb")
-    states = {state.cell.recipe: (state.state, state.reason) for state in launched.states.values()}
+    states = {state.cell.recipe: (state.state, state.reason) for state in launched.resolution.states.values()}
     assert states["follower"] == ("blocked", "its base tiny/wild/1024/a has no optimum")
     assert states["student"] == ("blocked", "its teacher tiny/wild/1024/a has no optimum")
     with duckdb.connect(tmp_path / "runs.duckdb", read_only=True) as connection:
