@@ -11,7 +11,7 @@ import duckdb
 
 from dataeff.errors import NotFoundError, QueryError, nearest
 
-Answer = tuple[list[str], list[tuple[Any, ...]]]
+Table = tuple[list[str], list[tuple[Any, ...]]]
 
 RUN_COLUMNS = (
     *("run_id", "status", "recipe", "seed_tokens", "size", "optimizer", "lr", "weight_decay", "epochs", "train_seed", "val_loss"),
@@ -28,7 +28,7 @@ def literal(text: object) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> Answer:
+def query(connection: duckdb.DuckDBPyConnection, text: str, parameters: Sequence[Any] = ()) -> Table:
     """Run one query of the user's and return its (columns, rows). Raises `QueryError` with DuckDB's reason and remedy."""
     try:
         if (statements := len(connection.extract_statements(text))) != 1:
@@ -64,7 +64,7 @@ def runs(
     sort: str = "val_loss",
     columns: Sequence[str] | None = None,
     limit: int = 50,
-) -> Answer:
+) -> Table:
     """Return (columns, rows) of the runs for which every SQL condition on the view `study_run` in `where` holds.
 
     Its study, recipe, size and role list all that remain under the conditions. `sort` is a column, with a minus before it for
@@ -121,7 +121,7 @@ def job_details(connection: duckdb.DuckDBPyConnection, job_id: str) -> dict[str,
     }
 
 
-def studies(connection: duckdb.DuckDBPyConnection) -> Answer:
+def studies(connection: duckdb.DuckDBPyConnection) -> Table:
     """Return (columns, rows): one row a recorded study, the counts of its cells by state, its recorded runs."""
     return query(
         connection,
@@ -140,7 +140,7 @@ def require_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
         raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
 
 
-def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Answer:
+def cells(connection: duckdb.DuckDBPyConnection, study: str) -> Table:
     """Return (columns, rows): one row a cell of the study, its optimum and certificate. `best_loss` is what the search minimises:
     with objective K the limit of the members.
 
