@@ -5,12 +5,11 @@ from typing import Any
 import page
 import streamlit as st
 
-from dataeff.records.queries import records
+from dataeff.records.queries import records, study_names
 from dataeff.reports.answer import study_answer
 from dataeff.reports.charts import limits_chart, ratio_figure
 from dataeff.reports.frames import study_limits
 from dataeff.reports.laws import RATIOS
-from dataeff.reports.progress import study_names
 
 
 def show_reached(study: str) -> dict[str, Any]:

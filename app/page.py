@@ -19,10 +19,10 @@ import streamlit as st
 
 from dataeff.errors import DataeffError, NotFoundError
 from dataeff.facts.store import Store, write_atomically
+from dataeff.records.queries import study_names
 from dataeff.records.store import Database
 from dataeff.reports.answer import plain
 from dataeff.reports.charts import chart_bytes
-from dataeff.reports.progress import study_names
 from dataeff.reports.theme import Chart, themed
 
 WATCH_SECONDS = 10

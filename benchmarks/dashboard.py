@@ -129,7 +129,7 @@ def runs_page(database: Database) -> dict[str, Callable[[Any], Any]]:
         return lambda c: queries.records(c, runs.table_query(found, sort, 500, offset))
 
     return {
-        "studies to choose from": progress.study_names,
+        "studies to choose from": queries.study_names,
         "recipes, D and sizes to choose from": lambda c: queries.records(c, runs.FACETS, ["synthetic"]),
         "500 runs of least loss": table("val_loss"),
         "500 runs in the midst, by recipe": table("recipes", 50_000),

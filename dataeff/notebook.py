@@ -40,7 +40,7 @@ class Results:
     def studies(self) -> list[str]:
         """The names of the recorded studies."""
         with self.database.read() as connection:
-            return [row[0] for row in queries.studies(connection)[1]]
+            return queries.study_names(connection)
 
     def __repr__(self) -> str:
         return "\n".join(f"{name}: {self._read(study_answer, name)['sentence']}" for name in self.studies) or "no study yet"

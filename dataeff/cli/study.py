@@ -174,7 +174,7 @@ def serve(
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port or host") from error
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: whoever reaches {host}:{port} can read all of {database.path}: there is no password", file=sys.stderr)
+        print(f"warning: there is no password: anyone who can reach {host}:{port} can read {database.path}", file=sys.stderr)
     options = {"server.address": host, "server.port": port, "server.headless": str(no_browser).lower()}
     options |= {"server.showEmailPrompt": "false", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal"}
     options |= {"theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#56B4E9"}

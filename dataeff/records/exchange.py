@@ -16,7 +16,7 @@ import duckdb
 from dataeff.errors import InputError, NotFoundError, SchemaError
 from dataeff.facts.store import Store, replacing
 from dataeff.records.ingest import delete_cells
-from dataeff.records.queries import literal, require_study
+from dataeff.records.queries import literal, require_study, study_names
 from dataeff.records.store import Database
 
 _CELLS = "cell_id IN (SELECT cell_id FROM cell WHERE study = $1)"
@@ -109,7 +109,7 @@ def _import_database(database: Database, source: Path) -> dict[str, int]:
     added: Counter[str] = Counter()
     try:
         with Database(source).read() as connection, TemporaryDirectory() as folder:
-            for (study,) in connection.execute("SELECT name FROM study").fetchall():
+            for study in study_names(connection):
                 export_study(Database(source), study, Path(folder) / study)
                 added.update(import_study(database, Path(folder) / study))
     except SchemaError as error:

@@ -18,6 +18,8 @@ RUN_COLUMNS = (
     *("wall_seconds", "ended_at"),
 )
 _TABLES = {"train": "run", "ensemble": "ensemble", "sample": "sample"}  # of results, by kind of job; of all others it is `job`
+SPEEDS = """SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
+    WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY ALL"""
 # Id and kind of every job whose result is recorded.
 JOBS = "SELECT job_id AS id, kind FROM job"
 JOBS += "".join(f" UNION ALL SELECT {table}_id, '{kind}' FROM {table}" for kind, table in _TABLES.items())
@@ -53,9 +55,7 @@ def recorded_ids(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 def flops_per_second(connection: duckdb.DuckDBPyConnection) -> dict[int, float]:
     """Return the median training FLOP/s of the finished runs of each size, by total parameters."""
-    text = """SELECT parameters_total, median(training_flops / wall_seconds) FROM run
-        WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY ALL"""
-    return dict(connection.execute(text).fetchall())
+    return dict(connection.execute(SPEEDS).fetchall())
 
 
 def runs(
@@ -133,10 +133,13 @@ def studies(connection: duckdb.DuckDBPyConnection) -> Table:
     )
 
 
+def study_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
+
+
 def require_study(connection: duckdb.DuckDBPyConnection, study: str) -> None:
     """Raise `NotFoundError`, with the nearest name, unless the study is recorded."""
-    names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
-    if study not in names:
+    if study not in (names := study_names(connection)):
         raise NotFoundError(f"no study '{study}' in this database; {nearest(study, names) if names else 'it has none yet'}")
 
 

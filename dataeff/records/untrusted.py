@@ -31,7 +31,7 @@ ROWS = 10_000
 RESULT_MEGABYTES = 16
 AT_ONCE = 2
 
-_OPENING_SECONDS = 30.0  # a writer may hold the file, an older file is migrated first
+_OPENING_SECONDS = 30.0  # a writer may hold the file
 _SETTINGS = f"""SET temp_directory = ''; SET max_temp_directory_size = '0KB'; SET memory_limit = '{MEGABYTES}MB'; SET threads = 2;
 SET enable_external_access = false; SET disabled_filesystems = 'LocalFileSystem'; SET python_enable_replacements = false;
 SET autoinstall_known_extensions = false; SET autoload_known_extensions = false; SET allow_community_extensions = false;

@@ -1,6 +1,6 @@
 """How a study stands: its cells by state, what is under way, what went wrong, what is left.
 
-The database learns of an attempt when it has ended; attempts under way are looked for in the job folders beside the file. A
+The database learns of an attempt when it has ended; attempts under way are looked for in the job folders next to the file. A
 killed process leaves one that says `running` for ever: on this machine its process is looked for; of another machine's only
 the last sign is known, its start or its latest checkpoint. Nothing is written here, and no lock is taken.
 """
@@ -11,20 +11,16 @@ import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import duckdb
-
 from dataeff.facts.job import Attempt
 from dataeff.facts.store import JobFolder, Store, recorded_attempts
+from dataeff.records.queries import SPEEDS
 
 SILENCE = timedelta(minutes=15)  # checkpoints are written every five minutes: three were missed
 
 # Counts of cells by state, of searches that have ended, of runs; and what is likely to be left: runs, FLOPs, and seconds of one
 # worker at the recorded runs' speed, NULL where none is. `unknown` counts imported cells of which it is not known.
-STANDING = """
-WITH speed AS (
-    SELECT parameters_total, median(training_flops / wall_seconds) AS speed FROM run
-    WHERE status = 'finished' AND wall_seconds > 0 AND source IS NULL GROUP BY parameters_total
-)
+STANDING = f"""
+WITH speed AS ({SPEEDS})
 SELECT count(*) AS cells, count_if(state = 'certified') AS certified, count_if(state = 'boundary') AS boundary,
     count_if(state NOT IN ('certified', 'boundary')) AS open, count(search_ended_at) AS searches_ended,
     any_value(recorded.runs) AS runs, any_value(recorded.diverged) AS diverged,
@@ -67,10 +63,6 @@ WHERE outcome <> 'finished' AND (recipes IS NOT NULL OR job_id NOT IN (SELECT ru
         OR EXISTS (FROM attempt AS later WHERE later.job_id = attempt.job_id AND later.number > attempt.number))
 ORDER BY coalesce(attempt.ended_at, attempt.started_at) DESC, job_id, number DESC
 """
-
-
-def study_names(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    return [name for (name,) in connection.execute("SELECT name FROM study ORDER BY name").fetchall()]
 
 
 def under_way(store: Store, recorded: set[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The database is an index: deleted, of another version, or damaged, it is made anew from the files beside it, row by row."""
+"""The database is an index: deleted, of another version, or damaged, it is rebuilt from the files next to it, row by row."""
 
 from __future__ import annotations
 
