@@ -204,7 +204,8 @@ def _message(error: Any) -> str:
     text = re.sub(r"\s*LINE \d+:.*?\^", "", str(error), flags=re.DOTALL)  # of DuckDB
     if hasattr(error, "format_message"):  # typer does not export these classes
         path = error.ctx.command_path if error.ctx else "dataeff"
-        text = f"{error.format_message().replace('Value error, ', '')} See: {path} --help"
+        text = error.format_message().replace("Value error, ", "")
+        text += f"{'' if text[-1] in '.?!' else '.'} See: {path} --help"
     elif isinstance(error, OSError):
         text += "; check the path, its permissions and the space on its disk, then try again"
     lines = text.splitlines() if isinstance(error, StudyError) else [" ".join(text.split())]
