@@ -69,7 +69,7 @@ def _cells(launch: Launch, height: int | None = None) -> str:
     for state in states:
         cell, point = state.cell, {} if state.best is None else state.cell.grid.values(state.best)
         loss = f"{state.certificate.loss:.4f}" if point and launch.demand.recipe(cell).members == 1 else ""
-        runs, optimum = sum(use.role != "ensemble" for use in state.uses), " ".join(f"{k} {v:g}" for k, v in point.items())
+        runs, optimum = sum(not use.is_ensemble for use in state.uses), " ".join(f"{k} {v:g}" for k, v in point.items())
         rows.append((cell.recipe, cell.seed_tokens, cell.size.name, state.state, loss, runs, len(state.wanted), optimum))
     return table_text(COLUMNS, rows)
 

@@ -58,12 +58,27 @@ class Tokens(BaseModel, frozen=True):
     def name(self) -> str:
         return self.corpus.name
 
-    def train(self, seed_tokens: int) -> np.memmap:
-        """Return the first `seed_tokens` training tokens, shape (seed_tokens,). Raises `CorpusError` if there are fewer."""
+    def train(self, seed_tokens: int, draw: int = 0) -> np.ndarray:
+        """Return the first `seed_tokens` training tokens of a draw, (seed_tokens,). Raises `CorpusError` if there are fewer.
+
+        Draw 0 has the documents as they lie in the file; draw d > 0 has them in the order of random keys that d alone seeds.
+        """
         if not 1 <= seed_tokens <= self.train_tokens:
             has = f"corpus '{self.name}' has for training: 1 to {self.train_tokens} tokens"
             raise CorpusError(f"seed_tokens {seed_tokens} is not within what {has}; ask for fewer or give more text")
-        return np.memmap(self.folder / "train.bin", dtype=self.dtype, mode="r", shape=(seed_tokens,))
+        tokens = np.memmap(self.folder / "train.bin", dtype=self.dtype, mode="r", shape=(self.train_tokens,))
+        if draw == 0:
+            return tokens[:seed_tokens]
+        starts = np.flatnonzero(tokens == self.separator)
+        lengths = np.diff(starts, append=len(tokens))
+        order = np.argsort(np.random.PCG64(draw).random_raw(len(starts)), kind="stable")  # raw bits never change with numpy
+        taken = order[: 1 + np.searchsorted(np.cumsum(lengths[order]), seed_tokens)]
+        texts = [tokens[start : start + length] for start, length in zip(starts[taken], lengths[taken], strict=True)]
+        return np.concatenate(texts)[:seed_tokens]
+
+    def documents(self, seed_tokens: int) -> int:
+        """Return how many documents, or passages of them, the first `seed_tokens` training tokens begin."""
+        return int(np.count_nonzero(self.train(seed_tokens) == self.separator))
 
     def validation(self, sequences: int, context_length: int) -> np.ndarray:
         """Return evenly spaced windows of the held-out tokens that do not overlap: int64, shape (sequences, context_length).

@@ -1,18 +1,20 @@
 """The whole chain of limits at once, with its doubt: members -> sizes -> budgets -> data efficiency.
 
-A cell's loss (of single models, of K members, or their limit in K) comes with a standard error: from seeds, or from the
-jackknife over members. A resample draws every such loss anew, loss + error * t(freedom), and then does everything that
-was done to the measured ones: the law over N or the best cell, the law over D, the baseline's law inverted at the
-recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
-percentiles of the resamples; benchmarks/laws.py measures that they cover.
+A cell's loss (of single models, of K members, or their limit in K) comes with a standard error of its own, and one that all
+cells at its D share: which draw of the data they saw (`dataeff.laws.noise`). A resample draws every loss anew, and then does
+everything that was done to the measured ones: the law over N or the chosen size, the law over D, the baseline's law inverted at
+the recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
+percentiles of the resamples; benchmarks/coverage.py measures, on the whole pipeline, that they cover.
 
-Where a law's residuals are too large for the noise, the form is wrong by as much, and the noise is scaled up to them.
-What a resample does not do: choose another optimum, another best size, or another form of the law. Recipes are drawn apart,
-also where they share runs; the baseline's draws are the same in its law and, but for that scale, in its own ratio.
+Of a tuned optimum the limit is what its grid and sizes have at best: the points beside the chosen one may truly be lower, and a
+resample takes off by how much they are. Points count by their inverse variance. Where a law's residuals are larger than the
+noise, the noise is scaled up to them. What a resample does not do: fit another form of the law, or let the draws of nested
+budgets resemble each other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ from scipy import stats
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, Array, Fit, fit, refit
 from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
 
-MISFIT = 0.01  # residuals that noise alone would exceed more seldom than this are the form's; the noise is then scaled up to them
 ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
 BY_LAW, TRAINED = "data_efficiency", "data_efficiency_trained"
 Key = tuple[str, float | None, str]  # recipe, D in tokens (None: a law over D), quantity
@@ -34,10 +35,14 @@ class Budget:
     tokens: float
     sizes: Array  # 1e9 parameters
     losses: Array  # nats per token
-    errors: Array  # their standard errors, NaN: not known
+    errors: Array  # their standard errors but for the draw of the data, NaN: not known
     freedom: Array  # degrees of freedom those were estimated with, infinite: normal
-    over_sizes: bool  # whether the limit is that of a law over sizes, or else the least loss
-    trained: tuple[float, float, float] | None  # the least loss that was reached, its standard error and freedom
+    over_sizes: bool  # whether the limit is that of a law over sizes, or else that of the chosen size
+    trained: tuple[float, float, float] | None  # what the chosen size reached, its standard error and freedom
+    chosen: int = 0  # the cell of the chosen size
+    beside: Sequence[tuple[Array, Array]] = ()  # mean and sd of the true excess of points beside each optimum
+    sizes_beside: tuple[Array, Array] | None = None  # the same of the other sizes over the chosen one
+    draw: tuple[float, float] = (0.0, math.inf)  # standard error that all cells at this D share, and its freedom
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,8 @@ class Quantity:
     undefined: int = 0  # resamples in which the law shows no limit, or the ratio does not exist and is infinite
     fitted: Fit | None = None
     laws: Mapping[str, Array] | None = None  # a, alpha and e of each resample
-    misfit: float = 1.0  # by how much the noise of the law's points was scaled up: 1 unless its residuals are too large for it
+    misfit: float = 1.0  # by how much the noise of the law's points was scaled up, 1 unless its residuals exceed it
+    cells: Sequence["Quantity"] = ()  # the points of the law or of the choice, in the order of `Budget.sizes`
     tokens: float | None = None  # what the baseline of a ratio needs
 
     def interval(self) -> tuple[float | None, float | None]:
@@ -71,13 +77,16 @@ def chain(
     Budgets rise in D; one may have no cell with a loss. Laws over D take D in 1e6 tokens.
     """
     draw, results, trained = np.random.default_rng(seed), {}, {}
+    effects: dict[float, Array] = {}  # of the draw of the data in each resample, by D: all recipes share it
     for recipe, budgets in recipes.items():
-        spread = _spread(budgets, resamples, draw)
         for budget in budgets:
-            results[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, draw)
-            best = [np.array([number]) for number in budget.trained or ()]
-            trained[recipe, budget.tokens] = _least(*best, spread, draw) if best else Quantity(reason="no run has finished")
-        results[recipe, None, DATA_LAW] = _law(*_limits(results, recipe, budgets))
+            if budget.tokens not in effects:
+                sd, freedom = budget.draw
+                effects[budget.tokens] = sd * _t(draw, freedom, resamples)
+            effect, spread = effects[budget.tokens], _spread(budget.freedom, resamples, draw)
+            results[recipe, budget.tokens, ASYMPTOTE] = _limit(budget, spread, effect, draw)
+            trained[recipe, budget.tokens] = _trained(budget, results[recipe, budget.tokens, ASYMPTOTE], effect, draw)
+        results[recipe, None, DATA_LAW] = _data_law(results, recipe, budgets)
     law = _baseline_law(results, recipes, baseline)
     for (recipe, tokens), loss in trained.items():
         results[recipe, tokens, BY_LAW] = _ratio(law, results[recipe, tokens, ASYMPTOTE], tokens)
@@ -121,68 +130,114 @@ def _too_few(x: Sequence[float] | Array) -> str:
     return f"a law with three parameters needs 3 points; there {'is 1' if len(x) == 1 else f'are {len(x)}'}"
 
 
-def _spread(budgets: Sequence[Budget], resamples: int, draw: np.random.Generator) -> Array:
-    """Return what a recipe's estimated noise is multiplied by in each resample, (resamples, 1): one factor for all its cells,
-    so that each cell's draws are Student's t and their errors of the noise are shared.
+def _t(draw: np.random.Generator, freedom: float, resamples: int) -> Array:
+    return draw.standard_t(freedom, resamples) if math.isfinite(freedom) else draw.standard_normal(resamples)
+
+
+def _spread(freedom: Array, resamples: int, draw: np.random.Generator) -> Array:
+    """Return what the estimated noise of each cell is multiplied by in each resample, (resamples, cells): one factor for all
+    cells of the same freedom, so that each one's draws are Student's t and they share the error of the noise.
     """
-    estimated = [freedom for budget in budgets for freedom in budget.freedom if np.isfinite(freedom)]
-    if not estimated:
-        return np.ones((resamples, 1))
-    return np.sqrt(estimated[0] / draw.chisquare(estimated[0], (resamples, 1)))
+    factors = {f: np.sqrt(f / draw.chisquare(f, resamples)) if math.isfinite(f) else np.ones(resamples) for f in set(freedom)}
+    return np.stack([factors[f] for f in freedom], axis=1) if len(freedom) else np.ones((resamples, 0))
 
 
-def _resampled(losses: Array, errors: Array, freedom: Array, spread: Array, draw: np.random.Generator) -> Array | None:
-    """Return draws of the losses, (resamples, cells), none below 0; None where an error is not known."""
-    if not np.isfinite(errors).all():
-        return None
-    noise = draw.standard_normal((len(spread), len(losses))) * np.where(np.isinf(freedom), 1.0, spread)
-    return np.maximum(losses + errors * noise, 0.0)
-
-
-def _limit(budget: Budget, spread: Array, draw: np.random.Generator) -> Quantity:
-    given = budget.losses, budget.errors, budget.freedom, spread, draw
+def _limit(budget: Budget, spread: Array, effect: Array, draw: np.random.Generator) -> Quantity:
+    """Return the limit at one D: of the law over sizes, or of the chosen size and what may be better beside it."""
     if not len(budget.losses):
         return Quantity(reason="no size has a loss")
-    return _law(budget.sizes, budget.losses, _resampled(*given)) if budget.over_sizes else _least(*given)
+    known, losses = np.isfinite(budget.errors).all(), budget.losses
+    noise = draw.standard_normal(spread.shape) * spread * np.nan_to_num(budget.errors)
+    for place, beside in enumerate(budget.beside):
+        taken = _regret(*beside, len(spread), draw)
+        losses = losses - taken.mean() * (np.arange(len(losses)) == place)
+        noise[:, place] -= taken - taken.mean()
+    cells = [Quantity(float(loss), draws=loss + noise[:, i] + effect if known else None) for i, loss in enumerate(losses)]
+    if budget.over_sizes:
+        return replace(_law(budget.sizes, losses, noise if known else None, effect, budget.errors), cells=cells)
+    best = cells[budget.chosen]
+    if budget.sizes_beside is not None and best.draws is not None:
+        taken = _regret(*budget.sizes_beside, len(spread), draw)
+        best = Quantity(best.value - float(taken.mean()), draws=best.draws - taken)
+    return replace(best, cells=cells)
 
 
-def _least(losses: Array, *noise: Any) -> Quantity:
-    draws, best = _resampled(losses, *noise), int(np.argmin(losses))
-    return Quantity(float(losses[best]), draws=None if draws is None else draws[:, best])
+def _regret(mean: Array, sd: Array, resamples: int, draw: np.random.Generator) -> Array:
+    """Return by how much the best of the points beside a chosen one lies below it in each resample; 0 where none does."""
+    if not len(mean):
+        return np.zeros(resamples)
+    return np.maximum(-(mean + sd * draw.standard_normal((resamples, len(mean)))).min(axis=1), 0.0)
 
 
-def _limits(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> tuple[Array, Array, Array | None]:
-    """Return D in 1e6 tokens, limits and draws of those budgets of a recipe that have a limit."""
+def _trained(budget: Budget, limit: Quantity, effect: Array, draw: np.random.Generator) -> Quantity:
+    """Return what the chosen size reached. Where its loss is that of the law's point, so is the noise."""
+    if budget.trained is None:
+        return Quantity(reason="no run has finished")
+    loss, error, freedom = budget.trained
+    if not np.isfinite(error):
+        return Quantity(loss)
+    if not budget.over_sizes and len(budget.losses) and loss == budget.losses[budget.chosen] and limit.draws is not None:
+        return Quantity(loss, draws=limit.draws + (loss - limit.value))
+    return Quantity(loss, draws=np.maximum(loss + error * _t(draw, freedom, len(effect)) + effect, 0.0))
+
+
+def _data_law(results: Mapping[Key, Quantity], recipe: str, budgets: Sequence[Budget]) -> Quantity:
+    """Return the law over D of those budgets of a recipe that have a limit."""
     limits = {b.tokens / 1e6: limit for b in budgets if (limit := results[recipe, b.tokens, ASYMPTOTE]).value is not None}
-    draws, values = [limit.draws for limit in limits.values()], np.array([limit.value for limit in limits.values()])
-    return np.array(list(limits)), values, np.stack(draws, axis=1) if draws and all(d is not None for d in draws) else None
+    values, draws = np.array([limit.value for limit in limits.values()]), [limit.draws for limit in limits.values()]
+    known = bool(draws) and all(d is not None for d in draws)
+    noise = np.stack(draws, axis=1) - values if known else None
+    law = _law(np.array(list(limits)), values, noise, 0.0)
+    if law.reason and len(limits) < len(budgets):
+        law = replace(law, reason=f"{law.reason}; {len(budgets) - len(limits)} of {len(budgets)} budgets have no limit")
+    return law
 
 
-def _law(x: Array, losses: Array, draws: Array | None) -> Quantity:
+def _law(x: Array, losses: Array, noise: Array | None, effect: Array | float, sd: Array | None = None) -> Quantity:
+    """Return a law of losses, whose noise is theirs alone, (resamples, points), and whose common effect moves its limit. Points
+    count by 1 / sd^2; that is of their noise unless given.
+    """
     x, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     if len(x) < 3:
         return Quantity(reason=_too_few(x))
     mean = np.eye(len(x))[place] / counts  # sizes of equal N count as their mean, once each
-    losses, draws = losses @ mean, None if draws is None else draws @ mean
-    fitted = fit(PowerLaw, x, losses, weights=counts)
-    reason = next((WARNINGS[name] for name in fitted.warnings if name != NO_FREEDOM), None)
-    if draws is None:
-        return Quantity(fitted.limit, reason, fitted=fitted)
-    misfit = _misfit(fitted, draws)
-    laws = refit(PowerLaw, x, np.maximum(losses + misfit * (draws - losses), 0.0), weights=counts).parameters
-    return Quantity(fitted.limit, reason, laws["e"], int(np.sum(_no_limit(**laws) != "")), fitted, laws, misfit)
+    losses = losses @ mean
+    if noise is None:
+        fitted = fit(PowerLaw, x, losses, weights=counts)
+        return Quantity(fitted.limit, _why_not(fitted), fitted=fitted)
+    lost = ~np.isfinite(noise)  # a limit that a resample of the law before does not show
+    sd = _half_range(np.where(lost, np.nan, noise)) if sd is None else np.sqrt(sd**2 @ mean**2)
+    noise, lost = np.where(lost, 0.0, noise) @ mean, lost @ (mean > 0)
+    weights = (np.median(sd) / np.maximum(sd, 0.01 * np.median(sd))) ** 2 if (sd > 0).all() else counts
+    fitted = fit(PowerLaw, x, losses, weights=weights)
+    misfit = _misfit(fitted, sd)
+    given = np.maximum(losses + misfit * noise + np.reshape(effect, (-1, 1)), 0.0)
+    rows = np.where(lost, 0, weights)
+    rows[(rows > 0).sum(axis=1) < 3] = weights
+    laws = refit(PowerLaw, x, given, weights=rows).parameters
+    none = _no_limit(**laws)
+    limits = np.where(np.isin(none, ["", "alpha_at_upper_bound"]) & ((~lost).sum(axis=1) >= 3), laws["e"], -np.inf)
+    return Quantity(fitted.limit, _why_not(fitted), limits, int(np.sum(none != "")), fitted, laws, misfit)
 
 
-def _misfit(fitted: Fit, draws: Array) -> float:
-    """Return sqrt(chi-square / freedom) of the residuals where it is too large to be noise, else 1: the scale factor of the
-    Particle Data Group (Review of Particle Physics, introduction, section 5.2.2).
+def _why_not(fitted: Fit) -> str | None:
+    return next((WARNINGS[name] for name in fitted.warnings if name != NO_FREEDOM), None)
+
+
+def _half_range(noise: Array) -> Array:
+    """Return half the range of the middle 68% of the resamples: the standard deviation of Student's t may be infinite."""
+    low, high = np.nanquantile(noise, stats.norm.cdf([-1, 1]), axis=0)
+    return (high - low) / 2
+
+
+def _misfit(fitted: Fit, sd: Array) -> float:
+    """Return sqrt(chi-square / freedom) of the residuals where it is above 1, else 1: the scale factor of Birge 1932 (Phys.
+    Rev. 40) and the Particle Data Group (Review of Particle Physics, introduction, section 5.2.2).
     """
-    spare, (low, high) = fitted.points - fitted.parameters, np.quantile(draws, stats.norm.cdf([-1, 1]), axis=0)
-    sd = (high - low) / 2  # for few degrees of freedom their standard deviation is infinite
+    spare = fitted.points - fitted.parameters
     if spare < 1 or not (sd > 0).all():
         return 1.0
-    square = float(np.sum((fitted.residuals / sd) ** 2))
-    return float(np.sqrt(square / spare)) if stats.chi2.sf(square, spare) < MISFIT else 1.0
+    return max(1.0, float(np.sqrt(np.sum((fitted.residuals / sd) ** 2) / spare)))
 
 
 def _baseline_law(results: Mapping[Key, Quantity], recipes: Mapping[str, Any], baseline: str | None) -> Quantity:

@@ -67,6 +67,7 @@ class Run(Table, table=True):
     precision: str | None = column("of the forward pass: `float32` or `bfloat16`")
     train_seed: int | None = column("of initialisation and dropout")
     data_seed: int | None = column("of the order of the sequences")
+    draw: int | None = column("which fixed order of the corpus's documents its tokens are the first of; 0 tunes")
     synthetic_share: float | None = column("of the tokens of an epoch, sampled ones, as whole steps give it; NULL without")
     samples: str | None = column("the sampling they come from: `sample_id` of `sample`; NULL without")
     trainer_version: int | None = column("raised when the same spec would give another loss")
@@ -163,7 +164,7 @@ class Cell(Table, table=True):
     study: str = column("whose cell it is")
     recipe: str = column("how it trains")
     recipe_limit: str = one_of("its limit: `best` over N, asymptote in `N`, asymptote in `K` (best over N), or `K then N`")
-    objective: str = one_of("what the search minimises: `single` (the loss of one model) or `K` (the limit of its members)")
+    objective: str = one_of("what the search minimises: `single` (the loss of one model) or `K` (that of its members together)")
     averaging: str = one_of("what is averaged over members: `logits`, `probabilities` or `weights`")
     members: int = column("K: runs an ensemble has (count)")
     base: str | None = column("`cell_id` of the cell whose optimum is followed; NULL without")
@@ -197,7 +198,9 @@ class Trial(Table, table=True):
 
     cell_id: str = key("the cell")
     run_id: str = key("the run")
-    role: str = one_of("`search`, `replicate` (the optimum under another seed) or `member` (of the ensemble at a point)")
+    role: str = one_of(
+        "`search`, `member` (of the ensemble at a point) or `replicate` (of the optimum, under a seed or draw that chose nothing)"
+    )
     number: int = column("order within the cell's search, from 0 (count)")
     coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
 
@@ -235,6 +238,8 @@ class CellEnsemble(Table, table=True):
 
     cell_id: str = key("the cell")
     ensemble_id: str = key("the ensemble")
+    role: str = one_of("`member` (of runs that the search used) or `replicate` (of the optimum, of runs that chose nothing)")
+    draw: int = column("which fixed order of the corpus's documents its members are trained on; 0 tunes")
     number: int = column("order within the cell's search, from 0 (count)")
     coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
 
@@ -266,8 +271,9 @@ class Fit(Table, table=True):
     recipe: str | None = column("of which recipe; NULL for `members`")
     seed_tokens: int | None = column("at which D; NULL for `members` and a law over D (tokens)")
     quantity: str = one_of(
-        "`members`: the limit of an ensemble's loss in K; `asymptote`: the recipe's limit at D; `data_law`: the limit of those "
-        "over D (all nats/token); `data_efficiency`: of the limit, by the baseline's data law; `data_efficiency_trained`: "
+        "`members`: the limit of an ensemble's loss in K; `reached`: what a cell's optimum reached; `optimum`: what that is at "
+        "best, or its limit in K where the recipe asks for it; `asymptote`: the recipe's limit at D; `data_law`: the limit of "
+        "those over D (all nats/token); `data_efficiency`: of the limit, by the baseline's data law; `data_efficiency_trained`: "
         "of the best loss trained (ratios)"
     )
     value: float | None = column("the quantity; NULL with a `reason`")
@@ -275,7 +281,7 @@ class Fit(Table, table=True):
     high: float | None = column("upper end; NULL also where more than 5% of the resamples have none")
     reason: str | None = column("why there is no value")
     interval_reason: str | None = column("why an end of the interval is missing")
-    standard_error: float | None = column("of `members`, by the jackknife over members; NULL for all others (nats/token)")
+    standard_error: float | None = column("of `members` (jackknife), `reached` and `optimum`; NULL for others (nats/token)")
     tokens_needed: float | None = column("of a ratio: what the baseline needs; NULL for laws (tokens)")
     largest_budget: int | None = column("of a ratio: the baseline's largest D that has a limit; NULL for laws (tokens)")
     method: str = column("name and version of the method")
@@ -287,10 +293,13 @@ class Fit(Table, table=True):
     e: float | None = column("limit of that law; NULL without (nats/token)")
     rmse: float | None = column("root of its mean squared residual (nats/token)")
     warnings: list[str] = column(
-        "keys of `dataeff.laws.fit.WARNINGS`, and `misfit` where its residuals are too large for the noise of its points "
-        "(p < 0.01); the interval then takes the noise as large as they are",
+        "keys of `dataeff.laws.fit.WARNINGS`, and `misfit` where its residuals are more than twice the noise of its points; "
+        "the interval takes the noise as large as they are",
         sa_type=TEXTS,
     )
+    held_out: float | None = column("loss of the largest x minus the law of the others; NULL with too few (nats/token)")
+    draw_sd: float | None = column("of an `asymptote`: sd between draws of the data at its D; NULL with one draw (nats/token)")
+    seed_sd: float | None = column("of an `asymptote`: sd between runs of one draw; NULL where it is not known (nats/token)")
     run_ids: list[str] = column("the runs whose losses it rests on, members of ensembles among them", sa_type=TEXTS)
     evidence: str = column("hash of what was recorded of the recipe and its baseline, and of the schema; the ensemble's id")
 

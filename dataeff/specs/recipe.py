@@ -91,7 +91,7 @@ class RecipeSpec(Spec):
     members: int = Field(default=1, ge=1, description="K: runs of one point that are judged together, the tuned one first")
     vary: Literal["both", "train_seed", "data_seed", "snapshot"] = "both"  # what members differ in: seeds, or cycles of one run
     averaging: Averaging = "logits"  # what of the members is averaged
-    objective: Literal["single", "K"] = "single"  # what is tuned: the loss of one run, or the limit of its members as K grows
+    objective: Literal["single", "K"] = "single"  # what is tuned: the loss of one run, or of its members together
     teacher: TeacherSpec | None = None
     # at each D: the best over N, the asymptote in N, the best over N of the asymptotes in K, or the asymptote in N of those
     limit: Literal["best", "N", "K", "K then N"] = "N"
@@ -104,10 +104,11 @@ class RecipeSpec(Spec):
 
     @model_validator(mode="after")
     def _enough_members(self) -> Self:
-        for key, value in (("limit", self.limit), ("objective", self.objective)):
-            if value.startswith("K") and self.members < FEWEST_MEMBERS:
-                rule = f"{key} '{value}' is a law over K with three parameters, and members is {self.members}"
-                raise ValueError(f"{rule}; set members to {FEWEST_MEMBERS} or more")
+        if self.limit.startswith("K") and self.members < FEWEST_MEMBERS:
+            rule = f"limit '{self.limit}' is a law over K with three parameters, and members is {self.members}"
+            raise ValueError(f"{rule}; set members to {FEWEST_MEMBERS} or more")
+        if self.objective == "K" and self.members == 1:
+            raise ValueError("objective 'K' is the loss of several members together, and members is 1; set it to 2 or more")
         if self.change and not self.base:
             raise ValueError(f"change {self.change} is of a base's optimum, and there is no base; name one")
         return self

@@ -159,12 +159,13 @@ class RunSpec(TrainingSpec):
     trainer_version: int = Field(ge=1)
     corpus: str = Field(min_length=1, description="fingerprint of the token files")
     model: ModelSpec
-    seed_tokens: int = Field(ge=1, description="distinct training tokens: the first D of the corpus")
+    seed_tokens: int = Field(ge=1, description="distinct training tokens: the first D of a draw")
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0, description="peak learning rate")
     weight_decay: float = Field(ge=0, description="decoupled, multiplied by the scheduled learning rate")
     train_seed: int = Field(default=0, ge=0, description="initialisation and dropout")
     data_seed: int = Field(default=0, ge=0, description="order of the sequences")
+    draw: int = Field(default=0, ge=0, description="which fixed order of the corpus's documents; 0: by their hash")
     synthetic: Synthetic | None = None
     teacher_logits: TeacherLogits | None = None
 

@@ -83,7 +83,7 @@ class Cell:
     neighbour: str | None = None  # id of the cell of this recipe whose optimum is a starting point
     base: str | None = None  # id of the cell whose optimum is followed
     teacher: str | None = None  # id of the cell whose members teach
-    taught: Synthetic | TeacherLogits | None = None  # how, once those are known
+    taught: tuple[Synthetic | TeacherLogits, ...] = ()  # how, in each draw of the data, once those are known
 
     @property
     def id(self) -> str:
@@ -103,6 +103,7 @@ class StudySpec(Spec):
     seed_tokens: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="budgets D, rising")
     sizes: list[Annotated[SizeSpec, BeforeValidator(_preset)]] = Field(min_length=1, description="presets or tables, rising")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1, description="the first tunes, others replicate")
+    draws: int = Field(default=1, ge=1, description="orders of the documents: the first tunes, optima are repeated on the others")
     baseline: str = Field(default="standard", description="recipe whose data law measures data efficiency")
     corpus: CorpusSpec = CorpusSpec()
     tokenizer: TokenizerSpec

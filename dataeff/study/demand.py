@@ -1,14 +1,14 @@
 """Demand: the jobs that the cells of a study ask for, on one built corpus.
 
     a point of a cell   ->  its run; with the objective K, the runs of its members and their ensemble
-    a cell's optimum    ->  besides, its repeats under the other seeds, or its members and their ensemble
+    a cell's optimum    ->  its members and their ensemble, and repeats of these under seeds and draws that chose nothing
     a taught cell       ->  runs that have samples of its teacher's members, or these members, as inputs
 
 Pure values: nothing here knows what is recorded.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from dataeff.work.ensemble import Ensemble
 from dataeff.work.sample import Sample
 from dataeff.work.train import Train
 
+Origin = tuple[int, int]  # draw of the data and seed of a run, or of the first member of an ensemble
 Optima = Mapping[str, Mapping[str, float] | None]  # values by axis, by cell id; None where a search has none
 
 
@@ -84,9 +85,10 @@ class Demand:
             chosen[point] = None
         return tuple(chosen)
 
-    def run(self, cell: Cell, point: Point, train_seed: int, data_seed: int) -> Train:
+    def run(self, cell: Cell, point: Point, train_seed: int, data_seed: int, draw: int = 0) -> Train:
         """Return the run at `point` of a placed (and, where it has a teacher, taught) cell."""
         axes = {name: int(v) if name in WHOLE_AXES else v for name, v in cell.grid.values(point).items()}
+        taught = cell.taught[draw] if cell.taught else None
         return Train(
             **(self._training[cell.recipe] | axes),
             trainer_version=TRAINER_VERSION,
@@ -95,50 +97,76 @@ class Demand:
             model=self.study.model(cell.size, self.vocabulary),
             train_seed=train_seed,
             data_seed=data_seed,
-            synthetic=cell.taught if isinstance(cell.taught, Synthetic) else None,
-            teacher_logits=cell.taught if isinstance(cell.taught, TeacherLogits) else None,
+            draw=draw,
+            synthetic=taught if isinstance(taught, Synthetic) else None,
+            teacher_logits=taught if isinstance(taught, TeacherLogits) else None,
         )
 
-    def members(self, cell: Cell, point: Point, count: int | None = None) -> list[Train]:
-        """Return the runs of a point's members, or `count` of them, the tuned one first: one where members are its snapshots."""
-        first, recipe = self.study.seeds[0], self.recipe(cell)
+    @property
+    def tuned(self) -> Origin:
+        return 0, self.study.seeds[0]
+
+    def _repeated(self, draw: int) -> Origin:
+        """Return the first seed that repeats an optimum on a draw, or the one that tunes it on draw 0."""
+        first, *others = self.study.seeds
+        return (draw, others[0] if others else first + 1) if draw else self.tuned
+
+    def repeats(self, cell: Cell) -> list[Origin]:
+        """Return where a cell's optimum is repeated to estimate its loss: other draws, where the study has several, and other
+        seeds. With one draw an ensemble that was tuned as such is repeated with other members, and others are not.
+        """
+        recipe, (_, first) = self.recipe(cell), self.tuned
+        draws = range(1, self.study.draws)
+        if recipe.members > 1:
+            fresh = [(0, first + recipe.members)] if recipe.objective == "K" and not draws else []
+            return [self._repeated(draw) for draw in draws] or fresh
+        seeds = self.study.seeds[1:]
+        return [(draw, seed) for draw in draws for seed in seeds or [first + 1]] or [(0, seed) for seed in seeds]
+
+    def members(self, cell: Cell, point: Point, count: int | None = None, origin: Origin | None = None) -> list[Train]:
+        """Return the runs of a point's members, or `count` of them, the tuned one first unless another origin is given; one run
+        where members are its snapshots.
+        """
+        (draw, first), recipe = origin or self.tuned, self.recipe(cell)
         train, data = (recipe.vary != "data_seed"), (recipe.vary != "train_seed")  # whether the seed varies
         count = count or (1 if recipe.vary == "snapshot" else recipe.members)
-        return [self.run(cell, point, first + k * train, first + k * data) for k in range(count)]
+        return [self.run(cell, point, first + k * train, first + k * data, draw) for k in range(count)]
 
     def searched(self, cell: Cell, point: Point) -> list[Train]:
         """Return the runs whose losses are the point's objective."""
         return self.members(cell, point, None if self.recipe(cell).objective == "K" else 1)
 
-    def repeats(self, cell: Cell, optimum: Point) -> list[Train]:
-        """Return the runs of an optimum under other seeds: its members where it has several, else the study's seeds."""
-        members = self.members(cell, optimum)
-        return members[1:] or [self.run(cell, optimum, seed, seed) for seed in self.study.seeds[1:]]
-
-    def ensemble(self, cell: Cell, point: Point) -> Ensemble | None:
+    def ensemble(self, cell: Cell, point: Point, origin: Origin | None = None) -> Ensemble | None:
         """Return the ensemble of a point's members; None for a recipe of single models."""
         if self.recipe(cell).members == 1:
             return None
         return Ensemble(
             corpus=self.corpus,
-            members=self.member_inputs(cell, point),
+            members=self.member_inputs(cell, point, origin),
             validation_sequences=self.study.training.validation_sequences,
             precision=self.study.training.precision,
         )
 
-    def member_inputs(self, cell: Cell, point: Point) -> list[Input]:
+    def member_inputs(self, cell: Cell, point: Point, origin: Origin | None = None) -> list[Input]:
         """Return the members as inputs; of snapshots the last, which is the run itself, comes first."""
-        runs = self.members(cell, point)
+        runs = self.members(cell, point, origin=origin)
         if self.recipe(cell).vary == "snapshot":
             return [Input(runs[0]), *(Input(runs[0], cycle) for cycle in range(self.recipe(cell).members - 1, 0, -1))]
         return [Input(run) for run in runs]
 
-    def taught(self, cell: Cell, members: list[Input]) -> Cell:
-        """Return the cell with what its teacher's members are to its runs: whom they match, or whose samples they see."""
+    def taught(self, cell: Cell, teachers: Sequence[list[Input]]) -> Cell:
+        """Return the cell with what its teacher's members, of each draw, are to its runs."""
+        return replace(cell, taught=tuple(self._lesson(cell, members) for members in teachers))
+
+    def teachers(self, teacher: Cell, optimum: Point) -> list[list[Input]]:
+        """Return the members of a teacher's optimum on each draw of the data."""
+        return [self.member_inputs(teacher, optimum, self._repeated(draw)) for draw in range(self.study.draws)]
+
+    def _lesson(self, cell: Cell, members: list[Input]) -> Synthetic | TeacherLogits:
+        """Return whose logits a cell's runs match, or whose samples they see."""
         teacher = self.recipe(cell).teacher
         if teacher.kind == "logits":
-            matched = TeacherLogits(members=members, weight=teacher.weight, temperature=teacher.temperature)
-            return replace(cell, taught=matched)
+            return TeacherLogits(members=members, weight=teacher.weight, temperature=teacher.temperature)
         sample = Sample(
             members=members,
             pool=teacher.pool,
@@ -149,7 +177,7 @@ class Demand:
             seed=self.study.seeds[0],
             precision=self.study.training.precision,
         )
-        return replace(cell, taught=Synthetic(samples=Input(sample), share=teacher.share))
+        return Synthetic(samples=Input(sample), share=teacher.share)
 
     def typical_points(self, cell: Cell) -> int:
         """Return how many points a search typically needs: the start, its neighbours on the tuned axes, and a move or two.

@@ -116,11 +116,11 @@ def write_cells(connection: duckdb.DuckDBPyConnection, demand: Demand, states: I
     trials, ensembles = [], []
     for state in states:
         for use in state.uses:
-            row = {"cell_id": state.cell.id, "number": use.number, "coordinates": list(use.point)}
-            if use.role == "ensemble":
-                ensembles.append({**row, "ensemble_id": use.job_id})
+            row = {"cell_id": state.cell.id, "role": use.role, "number": use.number, "coordinates": list(use.point)}
+            if use.is_ensemble:
+                ensembles.append({**row, "ensemble_id": use.job_id, "draw": use.draw})
             else:
-                trials.append({**row, "run_id": use.job_id, "role": use.role})
+                trials.append({**row, "run_id": use.job_id})
     record_cells(connection, [cell_row(demand, state) for state in states], trials, ensembles)
 
 

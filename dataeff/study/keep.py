@@ -22,7 +22,7 @@ def prune_weights(keep: str, resolution: Resolution, queue: Queue, changed: Iter
     states = {state.cell.id: state for state in changed}
     for state in list(states.values()):
         states |= {parent: resolution.states[parent] for parent in state.cell.builds_on}
-    run_ids = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
+    run_ids = {use.job_id for state in states.values() for use in state.uses if not use.is_ensemble}
     for run_id in run_ids:
         if not _is_needed(run_id, keep, resolution, queue):
             folder = queue.store.run(run_id)

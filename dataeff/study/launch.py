@@ -141,7 +141,7 @@ class Launch:
     def _submit(self, states: Iterable[CellState]) -> None:
         """Have what these cells want made, and show Optuna where they stand."""
         for state in states:
-            self._used_ids |= {use.job_id for use in state.uses if use.role != "ensemble"}
+            self._used_ids |= {use.job_id for use in state.uses if not use.is_ensemble}
             if state.starts:
                 cell = state.cell
                 self._studies.update(cell.id, cell.grid, state.starts, state.results, state.points_wanted)

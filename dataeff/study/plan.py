@@ -104,7 +104,7 @@ def _changes(states: Mapping[str, CellState], recorded: Iterable[Mapping[str, An
         before[row["cell_id"]] = optimum and {axis: axes[axis][i] for axis, i in zip(axes, optimum, strict=True)}
     both = states.keys() & before.keys()
     again = sum(before[cell_id] not in (None, states[cell_id].optimum) for cell_id in both)
-    used = {use.job_id for state in states.values() for use in state.uses if use.role != "ensemble"}
+    used = {use.job_id for state in states.values() for use in state.uses if not use.is_ensemble}
     return Changes(len(both) - again, again, len(states.keys() - before.keys()), len(before.keys() - states.keys()), len(used))
 
 

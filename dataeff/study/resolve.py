@@ -12,11 +12,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 from dataeff.errors import OffGridError
 from dataeff.facts.job import Job
-from dataeff.laws.chain import fit_curves
 from dataeff.search.coordinate_descent import Certificate, certificate, walk
 from dataeff.specs.grid import Point
 from dataeff.specs.spec import Input
@@ -31,9 +29,11 @@ class Use:
     """A run that a cell has used, at a point of its search or for its optimum, or an ensemble of such runs."""
 
     job_id: str
-    role: str  # search | member | replicate | ensemble
+    role: str  # search | member | replicate
     number: int  # place of the point in the order of the search, from 0
     point: Point
+    draw: int = 0  # of the data
+    is_ensemble: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,10 @@ class _CellResolver:
         optima = {state.cell.id: self._optimum(state) for state in self.parents.values()}
         cell, starts, note = self.demand.place(self.cell, optima)
         if teacher:
-            members, problem = self._teachers(teacher)
+            teachers, problem = self._teachers(teacher)
             if problem:
                 return self._idle(*problem)
-            cell = self.demand.taught(cell, members)
+            cell = self.demand.taught(cell, teachers)
         self.cell = cell
         return self._search(starts, note)
 
@@ -162,8 +162,8 @@ class _CellResolver:
         idle = CellState(self.cell, state, reason, note=reason if blocked else None, ended=blocked, origin=self.cell.id)
         return idle if blocked else self._with_cost(idle)
 
-    def _teachers(self, teacher: CellState) -> tuple[list[Input], tuple[str, str] | None]:
-        """Return the members that teach, or why they cannot (state, reason)."""
+    def _teachers(self, teacher: CellState) -> tuple[list[list[Input]], tuple[str, str] | None]:
+        """Return the members that teach, on each draw, or why they cannot (state, reason)."""
         if self._optimum(teacher) is None:
             return [], ("blocked", f"its teacher {teacher.cell.id} has no optimum")
         for run in self.demand.members(teacher.cell, teacher.best):
@@ -174,7 +174,7 @@ class _CellResolver:
                 failure = self.results.failures.get(run.id)
                 why = f", whose run {run.id} ended so: {failure.outcome}: {failure.reason}" if failure else ""
                 return [], ("waiting", f"waits for the members of its teacher {teacher.cell.id}{why}")
-        return self.demand.member_inputs(teacher.cell, teacher.best), None
+        return self.demand.teachers(teacher.cell, teacher.best), None
 
     # -- reading results ----------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class _CellResolver:
         result = self.results.others.get(ensemble.id)
         if result is None:
             return math.inf if self._did_not_fit(point) else None
-        return limit_of_members(tuple(result.curve(self.recipe.averaging)), self.recipe.members)
+        return dict(result.curve(self.recipe.averaging)).get(self.recipe.members, math.inf)
 
     def _did_not_fit(self, point: Point) -> bool:
         ensemble = [self.demand.ensemble(self.cell, point).id] if self.recipe.objective == "K" else []
@@ -275,15 +275,20 @@ class _CellResolver:
 
     def _wanted_at_optimum(self, best: Point) -> tuple[list[Job], list[str]]:
         """Return the repeats or members that an optimum lacks, then their ensemble, and why some of it cannot be had."""
-        lacking = [run for run in self.demand.repeats(self.cell, best) if self._loss(run.id) is None]
-        ensemble = self.demand.ensemble(self.cell, best)
-        jobs: list[Job] = list(lacking)
-        if ensemble and not lacking:
-            if math.inf in [self._loss(run.id) for run in self.demand.members(self.cell, best)]:
-                return [], ["a member of the optimum diverged: it has no ensemble"]
-            self.all.reads(ensemble.id, self.cell)
-            jobs = [] if ensemble.id in self.results else [ensemble]
-        return self._makeable(jobs)
+        jobs: list[Job] = []
+        notes = []
+        for origin in (self.demand.tuned, *self.demand.repeats(self.cell)):
+            runs, ensemble = self.demand.members(self.cell, best, origin=origin), self.demand.ensemble(self.cell, best, origin)
+            losses = [self._loss(run.id) for run in runs]
+            if None in losses or not ensemble:
+                jobs += [run for run, loss in zip(runs, losses, strict=True) if loss is None]
+            elif math.inf in losses:
+                notes.append("a member of the optimum diverged: it has no ensemble")
+            else:
+                self.all.reads(ensemble.id, self.cell)
+                jobs += [] if ensemble.id in self.results else [ensemble]
+        jobs, problems = self._makeable(jobs)
+        return jobs, [*notes, *problems]
 
     def _uses(self, results: Mapping[Point, float], optimum: Point | None = None) -> Iterator[Use]:
         """Yield the recorded jobs behind the points of the search, and behind its optimum."""
@@ -293,14 +298,13 @@ class _CellResolver:
                 jobs.setdefault(run_id, Use(run_id, "member" if place else "search", number, point))
             if self.recipe.objective == "K":
                 ensemble = self.demand.ensemble(self.cell, point)
-                jobs.setdefault(ensemble.id, Use(ensemble.id, "ensemble", number, point))
-        if optimum is not None:
-            number = list(results).index(optimum)
-            role = "member" if len(self.demand.members(self.cell, optimum)) > 1 else "replicate"
-            for run in self.demand.repeats(self.cell, optimum):
-                jobs.setdefault(run.id, Use(run.id, role, number, optimum))
-            if ensemble := self.demand.ensemble(self.cell, optimum):
-                jobs.setdefault(ensemble.id, Use(ensemble.id, "ensemble", number, optimum))
+                jobs.setdefault(ensemble.id, Use(ensemble.id, "member", number, point, is_ensemble=True))
+        for origin in (self.demand.tuned, *self.demand.repeats(self.cell)) if optimum is not None else ():
+            use = "member" if origin == self.demand.tuned else "replicate", list(results).index(optimum), optimum, origin[0]
+            for run in self.demand.members(self.cell, optimum, origin=origin):
+                jobs.setdefault(run.id, Use(run.id, *use))
+            if ensemble := self.demand.ensemble(self.cell, optimum, origin):
+                jobs.setdefault(ensemble.id, Use(ensemble.id, *use, is_ensemble=True))
         return (use for job_id, use in jobs.items() if job_id in self.results)
 
     def _with_cost(self, state: CellState) -> CellState:
@@ -308,16 +312,6 @@ class _CellResolver:
         middle = self.cell.grid.middle
         each = len(self.demand.searched(self.cell, middle))
         runs = max(1, self.demand.typical_points(self.cell) - len(state.results)) * each
-        runs += len(self.demand.repeats(self.cell, middle)) if each == 1 else 0
+        runs += len(self.demand.repeats(self.cell)) * len(self.demand.members(self.cell, middle))
+        runs += len(self.demand.members(self.cell, middle)) - each
         return replace(state, runs_left=runs, flops_left=runs * self.demand.typical_flops(self.cell))
-
-
-@cache
-def limit_of_members(curve: tuple[tuple[int, float], ...], members: int) -> float:
-    """Return what a search for the limit minimises: E of the law L = A / K^alpha + E over the curve (K, loss), or the loss of
-    all members where the points show no limit (the view `ensemble_asymptote` does the same); inf where that is not finite.
-    """
-    if not curve or curve[-1][0] < members:
-        return math.inf
-    (law,) = fit_curves([k for k, _ in curve], [[loss for _, loss in curve]])
-    return curve[-1][1] if law["reason"] else law["e"]

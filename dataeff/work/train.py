@@ -40,7 +40,7 @@ class Train(RunSpec, Job):
         return train(
             self,
             folder,
-            tokens.train(self.seed_tokens),
+            tokens.train(self.seed_tokens, self.draw),
             tokens.validation(self.validation_sequences, self.model.context_length),
             context=context,
             synthetic=open_samples(store, self.synthetic.samples) if self.synthetic else None,
@@ -50,7 +50,7 @@ class Train(RunSpec, Job):
     def rows(self, result: RunResult) -> dict[str, list[dict[str, Any]]]:
         fields = {"corpus", "seed_tokens", "lr", "weight_decay", "epochs", "batch_size", "optimizer", "dropout", "order"}
         row = {
-            **self.model_dump(include=fields | {"precision", "train_seed", "data_seed", "trainer_version"}),
+            **self.model_dump(include=fields | {"precision", "train_seed", "data_seed", "draw", "trainer_version"}),
             **self.model.model_dump(exclude={"rope_theta", "experts_per_token"}),
             **result.model_dump(exclude={"evaluations", "curve", "weights_bytes"}),
             "parameters_active": self.model.parameters_active,

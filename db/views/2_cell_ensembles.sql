@@ -10,11 +10,11 @@ SELECT ensemble_id, averaging, len(subset) AS members, if(count(val_loss) = coun
 FROM ensemble_loss
 GROUP BY ensemble_id, averaging, len(subset);
 
--- One row a (cell, ensemble, averaging): its law over K.
+-- One row a (cell, ensemble, averaging): its law over K. Role and draw are those of `cell_ensemble`.
 CREATE OR REPLACE VIEW ensemble_asymptote AS
-SELECT cell_id, whole.ensemble_id, coordinates, whole.averaging, whole.members, whole.mean_loss AS val_loss, value AS limit_loss, a, alpha, e, rmse,
-    standard_error, without.next_error AS val_loss_error, if(fit_id IS NULL, NULL, coalesce(value, whole.mean_loss)) AS objective_loss,
-    interval_reason, if(fit_id IS NULL, 'not fitted yet; `dataeff refresh` does it', reason) AS reason, low AS e_low, high AS e_high
+SELECT cell_id, whole.ensemble_id, role, draw, coordinates, whole.averaging, whole.members, whole.mean_loss AS val_loss,
+    value AS limit_loss, a, alpha, e, rmse, standard_error, without.next_error AS val_loss_error, interval_reason,
+    if(fit_id IS NULL, 'not fitted yet; `dataeff refresh` does it', reason) AS reason, low AS e_low, high AS e_high
 FROM cell_ensemble JOIN ensemble USING (ensemble_id)
     JOIN ensemble_size AS whole ON whole.ensemble_id = ensemble.ensemble_id AND whole.members = len(ensemble.members)
     LEFT JOIN ensemble_size AS without ON without.ensemble_id = whole.ensemble_id AND without.averaging = whole.averaging

@@ -6,12 +6,13 @@ CREATE OR REPLACE MACRO neighbours(point, shape) AS flatten(list_transform(shape
     list_transform(list_filter([point[axis] - 1, point[axis] + 1], lambda moved: moved BETWEEN 0 AND length - 1), lambda moved:
         list_transform(point, lambda index, i: if(i = axis, moved, index)))));
 
--- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is what the point's ensemble is
--- worth, and it was run once the ensemble was evaluated or a member diverged.
+-- One row a grid point that a cell's search has run. In a cell with objective 'K' its value is the loss of the point's
+-- ensemble, and it was run once the ensemble was evaluated or a member diverged.
 CREATE OR REPLACE VIEW grid_point AS
 WITH largest AS (
-    SELECT cell_id, coordinates, arg_max_null(objective_loss, (law.members, ensemble_id)) AS objective_loss
-    FROM cell JOIN ensemble_asymptote AS law USING (cell_id, averaging) WHERE objective = 'K'
+    SELECT cell_id, coordinates, arg_max_null(mean_loss, (curve.members, ensemble_id)) AS objective_loss
+    FROM cell JOIN cell_ensemble USING (cell_id) JOIN ensemble_size AS curve USING (ensemble_id, averaging)
+    WHERE objective = 'K' AND role = 'member'
     GROUP BY cell_id, coordinates
 ), point AS (
     SELECT cell_id, trial.coordinates, arg_min(run_id, (run.val_loss IS NULL, run.val_loss, run_id)) AS run_id,
@@ -33,14 +34,14 @@ SELECT cell_id, coordinates, run_id, objective_loss, if(coordinates = best, edge
     coalesce(coordinates = best, false) AS is_best
 FROM point JOIN cell USING (cell_id);
 
--- Pooled standard deviation of val_loss between runs of a recipe that differ in their seeds alone: the root of
+-- Pooled standard deviation of val_loss between runs of a recipe that differ in their seeds alone, not in their draw: the root of
 -- sum (n_i - 1) s_i^2 / sum (n_i - 1) over its points run more than once.
 CREATE OR REPLACE VIEW noise AS
 WITH replicated AS (
     SELECT study, recipe, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     WHERE val_loss IS NOT NULL
-    GROUP BY study, recipe, cell_id, trial.coordinates
+    GROUP BY study, recipe, cell_id, trial.coordinates, draw
     HAVING count(*) > 1
 )
 SELECT study, recipe, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
@@ -49,8 +50,8 @@ SELECT study, recipe, sqrt(sum(freedom * variance) / sum(freedom)) AS noise_sd,
 FROM (SELECT DISTINCT study, recipe FROM cell) LEFT JOIN replicated USING (study, recipe)
 GROUP BY study, recipe;
 
--- One row a cell: its optimum. val_loss_mean, val_loss_sd and seeds are over the best run, its replicates and the members
--- trained at its point: single models, whatever the objective.
+-- One row a cell: its optimum. val_loss_mean, val_loss_sd and seeds are over the single models at that point that chose nothing:
+-- those on other draws of the data, where there are any, or else those of other seeds; the run that chose, where it is alone.
 CREATE OR REPLACE VIEW best_run AS
 WITH best AS (
     SELECT cell_id, trial.coordinates, if(objective = 'K', min(run_id), arg_min(run_id, (val_loss IS NULL, val_loss, run_id))) AS run_id
@@ -58,17 +59,19 @@ WITH best AS (
     WHERE role = 'search' AND trial.coordinates = best
     GROUP BY cell_id, objective, trial.coordinates
 ), tried AS (
-    SELECT cell_id, status, if(trial.run_id = best.run_id
-        OR (role IN ('replicate', 'member') AND trial.coordinates = best.coordinates), val_loss, NULL) AS loss_at_best
-    FROM trial JOIN run ON run.run_id = trial.run_id LEFT JOIN best USING (cell_id)
+    SELECT cell_id, status, val_loss, CASE WHEN trial.coordinates IS DISTINCT FROM best THEN NULL
+        WHEN trial.run_id = best_id OR role = 'search' OR (role = 'member' AND objective = 'K') THEN 0 WHEN draw > 0 THEN 2 ELSE 1 END AS rank
+    FROM trial JOIN run ON run.run_id = trial.run_id JOIN cell USING (cell_id)
+        LEFT JOIN (SELECT cell_id, run_id AS best_id FROM best) USING (cell_id)
 ), counted AS (
-    SELECT cell_id, avg(loss_at_best) AS val_loss_mean, stddev_samp(loss_at_best) AS val_loss_sd,
-        count(loss_at_best) AS seeds, count(*) AS runs, count(*) FILTER (status = 'diverged') AS diverged
-    FROM tried GROUP BY cell_id
+    SELECT cell_id, avg(val_loss) FILTER (rank = top) AS val_loss_mean, stddev_samp(val_loss) FILTER (rank = top) AS val_loss_sd,
+        count(val_loss) FILTER (rank = top) AS seeds, count(*) AS runs, count(*) FILTER (status = 'diverged') AS diverged,
+        coalesce(any_value(top) = 0, true) AS selected
+    FROM (SELECT *, max(rank) FILTER (val_loss IS NOT NULL) OVER (PARTITION BY cell_id) AS top FROM tried) GROUP BY cell_id
 )
 SELECT cell_id, study, recipe, recipe_limit, cell.seed_tokens, size, cell.parameters_total, cell.parameters_non_embedding,
     best.run_id, best.coordinates, lr, weight_decay, epochs, run.val_loss, val_loss_mean, val_loss_sd,
-    coalesce(seeds, 0) AS seeds, coalesce(runs, 0) AS runs, coalesce(diverged, 0) AS diverged,
+    coalesce(seeds, 0) AS seeds, selected, coalesce(runs, 0) AS runs, coalesce(diverged, 0) AS diverged,
     if(best.run_id IS NULL, cell.reason, NULL) AS reason
 FROM cell LEFT JOIN best USING (cell_id) LEFT JOIN counted USING (cell_id) LEFT JOIN run ON run.run_id = best.run_id;
 
@@ -86,7 +89,7 @@ SELECT cell_id, cell.study, cell.recipe, cell.seed_tokens, cell.size, cell.param
     if(best IS NULL, NULL, len(neighbours(best, shape))) AS neighbours_in_grid, neighbours_run,
     len(neighbours_missing) AS neighbours_missing, margin, ties, within_noise, edges,
     cell.reason || if(within_noise > ties, '; ' || within_noise || ' within the run-to-run noise', '') || if(objective = 'K',
-        '; each point is the ' || if(members < 3, 'loss', 'limit') || ' of ' || members || ' members', '') AS reason
+        '; each point is the loss of ' || members || ' members together', '') AS reason
 FROM cell JOIN best_run USING (cell_id) LEFT JOIN near USING (cell_id);
 
 -- One row a (study, recipe, size) that uses a run, and one a run that no study uses: for questions about runs by recipe.

@@ -7,7 +7,7 @@ WITH item AS (
     SELECT study, recipe, concat_ws(' ', cell_id, role, run_id) AS fact
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     UNION ALL
-    SELECT study, recipe, concat_ws(' ', cell_id, ensemble_id)
+    SELECT study, recipe, concat_ws(' ', cell_id, role, draw, ensemble_id)
     FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, averaging, members, best) FROM cell
@@ -31,34 +31,59 @@ FROM (
 CREATE OR REPLACE VIEW ensemble_curve AS
 SELECT study, recipe, seed_tokens, size, parameters_total, cell_id, ensemble_id, averaging, members, mean_loss, least,
     greatest, subsets
-FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size AS curve USING (ensemble_id);
+FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size AS curve USING (ensemble_id)
+WHERE role = 'member';
+
+-- One row a (cell, draw of the data): what estimates the loss of its optimum there, of the single models or of the ensemble that
+-- chose nothing; `selected` where nothing but what chose is there. `error` of an ensemble is by the jackknife over members.
+CREATE OR REPLACE VIEW estimate AS
+WITH optimum AS (
+    SELECT cell_id, best AS coordinates, averaging, recipe_limit IN ('K', 'K then N') AS in_k, members > 1 OR in_k AS ensembled FROM cell
+), item AS (
+    SELECT cell_id, coalesce(draw, 0) AS draw, role = 'search' AS selected, avg(val_loss) AS reached_loss,
+        count(val_loss) AS runs, var_samp(val_loss) AS variance, NULL AS error, reached_loss AS limit_loss, NULL AS limit_error,
+        NULL AS reason, NULL AS ensemble_id, 1 AS members
+    FROM optimum JOIN trial USING (cell_id, coordinates) JOIN run USING (run_id)
+    WHERE NOT ensembled AND val_loss IS NOT NULL GROUP BY ALL
+    UNION ALL BY NAME
+    SELECT cell_id, law.draw, role = 'member' AS selected, law.val_loss AS reached_loss, law.members AS runs,
+        val_loss_error AS error, if(in_k, law.limit_loss, reached_loss) AS limit_loss, if(in_k, standard_error, error) AS limit_error,
+        if(in_k, reason, NULL) AS reason, ensemble_id, law.members
+    FROM optimum JOIN ensemble_asymptote AS law USING (cell_id, coordinates, averaging) WHERE ensembled
+    QUALIFY row_number() OVER (PARTITION BY cell_id, role, law.draw ORDER BY law.members DESC, ensemble_id DESC) = 1
+)
+SELECT * FROM item
+QUALIFY rank() OVER (PARTITION BY cell_id ORDER BY selected, draw = 0) = 1;
 
 -- One row a cell: what its optimum, or the ensemble of its members, reached, and the limit in K of recipes that ask for it.
+-- `chosen_by` is the loss that its search and the choice of a size saw.
 CREATE OR REPLACE VIEW cell_limit AS
 WITH best AS (
-    SELECT best_run.*, averaging, best_run.recipe_limit IN ('K', 'K then N') AS in_k, cell.members > 1 OR in_k AS ensembled
+    SELECT best_run.*, best_loss, averaging, best_run.recipe_limit IN ('K', 'K then N') AS in_k, cell.members > 1 OR in_k AS ensembled
     FROM best_run JOIN cell USING (cell_id)
 ), law AS (
     SELECT law.* FROM best JOIN ensemble_asymptote AS law USING (cell_id, coordinates, averaging)
-    WHERE ensembled
+    WHERE ensembled AND role = 'member'
     QUALIFY row_number() OVER (PARTITION BY cell_id ORDER BY law.members DESC, ensemble_id DESC) = 1
 ), cost AS (
     SELECT ensemble_id, sum(training_flops) AS training_flops
     FROM (SELECT DISTINCT ensemble_id, split_part(unnest(members), '@', 1) AS run_id FROM ensemble) JOIN run USING (run_id)
     GROUP BY ensemble_id
+), own AS (
+    SELECT cell_id, avg(reached_loss) AS reached_loss, bool_and(selected) AS selected, count(*) AS draws,
+        if(count(limit_loss) = count(*), avg(limit_loss), NULL) AS limit_loss, min(reason) AS reason
+    FROM estimate GROUP BY cell_id
 )
-SELECT cell_id, study, recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
-    if(ensembled, members, 1) AS members, if(ensembled, law.val_loss, val_loss_mean) AS reached_loss,
-    if(in_k, law.limit_loss, reached_loss) AS limit_loss, a, alpha, e, rmse,
-    if(ensembled, val_loss_error, noise_sd / sqrt(seeds)) AS reached_error,
-    if(in_k, law.standard_error, reached_error) AS standard_error,
-    if(ensembled, NULL, degrees_of_freedom) AS freedom,
-    CASE WHEN in_k THEN interval_reason WHEN NOT ensembled THEN noise.reason
-        WHEN val_loss_error IS NULL THEN 'leaving a member out needs 3 members, and the loss of the others' END AS interval_reason,
+SELECT cell_id, best.study, best.recipe, recipe_limit, best.seed_tokens, size, best.parameters_total, ensemble_id,
+    if(ensembled, members, 1) AS members, own.reached_loss, coalesce(optimum.value, own.limit_loss) AS limit_loss,
+    own.selected, draws, if(ensembled, law.val_loss, best_loss) AS chosen_by, law.a, law.alpha, law.e, law.rmse,
+    reached.standard_error AS reached_error, reached.low AS reached_low, reached.high AS reached_high,
+    optimum.standard_error, optimum.low, optimum.high, optimum.interval_reason,
     if(ensembled, cost.training_flops, run.training_flops) AS training_flops,
-    coalesce(best.reason, if(ensembled AND ensemble_id IS NULL, 'no ensemble was evaluated at the optimum',
-        if(in_k, law.reason, NULL))) AS reason
-FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT JOIN noise USING (study, recipe)
+    coalesce(best.reason, if(ensembled AND own.reached_loss IS NULL, 'no ensemble was evaluated at the optimum', own.reason)) AS reason
+FROM best LEFT JOIN law USING (cell_id) LEFT JOIN cost USING (ensemble_id) LEFT JOIN own USING (cell_id)
+    LEFT JOIN fit AS reached ON reached.fit_id = cell_id || '/reached'
+    LEFT JOIN fit AS optimum ON optimum.fit_id = cell_id || '/optimum'
     LEFT JOIN run ON run.run_id = best.run_id;
 
 -- One row a (study, recipe, seed_tokens). Laws in N take N = parameters_total in units of 1e9.
@@ -66,7 +91,7 @@ CREATE OR REPLACE VIEW asymptote AS
 WITH grouped AS (
     SELECT study, recipe, optimum.recipe_limit, seed_tokens, optimum.recipe_limit IN ('N', 'K then N') AS has_law,
         if(optimum.recipe_limit IN ('K', 'K then N'), 'limit in K: ', 'loss: ') AS what,
-        min(reached_loss) AS best_trained, arg_min(cell_id, reached_loss) AS best_cell, arg_min(optimum, limit_loss) AS chosen,
+        arg_min(optimum, chosen_by) FILTER (reached_loss IS NOT NULL) AS chosen, bool_or(selected) AS selected, max(draws) AS draws,
         count(*) AS cells, count(*) - count(limit_loss) AS lacking, min(optimum.reason) FILTER (limit_loss IS NULL) AS lack,
         count(DISTINCT optimum.parameters_total) FILTER (limit_loss IS NOT NULL) AS sizes,
         max(optimum.parameters_total) FILTER (limit_loss IS NOT NULL) AS largest_parameters, max(optimum.members) AS largest_members,
@@ -86,7 +111,9 @@ SELECT study, recipe, seed_tokens, CASE recipe_limit WHEN 'best' THEN 'best over
         WHEN lacking = cells THEN 'no size has a ' || what || lack
         WHEN lacking > 0 AND has_law THEN fit.reason || '; ' || lacking || ' of ' || cells || ' sizes have no ' || what || lack
         ELSE fit.reason END AS reason,
-    coalesce(stale, true) AS stale, best_trained, best_cell, largest_parameters, largest_members, cells, certified, boundary, open
+    coalesce(stale, true) AS stale, chosen.reached_loss AS best_trained,
+    chosen.cell_id AS best_cell, largest_parameters, largest_members, cells, certified, boundary, open, draws, selected,
+    value - best_trained AS beyond, held_out, draw_sd, seed_sd
 FROM grouped LEFT JOIN noise USING (study, recipe)
     LEFT JOIN (FROM fit_state WHERE quantity = 'asymptote') AS fit USING (study, recipe, seed_tokens);
 
