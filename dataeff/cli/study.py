@@ -66,7 +66,7 @@ def plan(study: StudyFile, output: OutputFile = None, form: Format = "table", da
         print("", *filter(None, lines), sep="\n")
 
     common.show_rows(planning.COLUMNS, planned.rows, output, form, print_plan)
-    for line in planning.unanswerable(declared.spec):
+    for line in planned.warnings:
         print(f"warning: {line}", file=sys.stderr)
 
 

@@ -75,12 +75,19 @@ def estimates(samples: Sequence[Sample]) -> tuple[list[Estimate], dict[float, Dr
             scales |= dict(zip(groups, zip(*shrunken(total / freedom, freedom), strict=True), strict=True))
     result = []
     for s in samples:
-        variance, freedom = scales.get((s.is_ensemble, s.recipe, s.tokens), (math.nan, math.inf))
+        group = s.is_ensemble, s.recipe, s.tokens
+        variance, freedom = scales.get(group) or _borrowed(scales, group)
         if s.is_ensemble and len(s.values) == 1:
-            variance, freedom = s.variance / s.unit**2, s.freedom
+            variance, freedom = s.variance / s.unit**2, s.freedom or math.inf
         sd = math.sqrt(variance)
         result.append(Estimate(float(np.mean(s.values)), sd * s.unit / math.sqrt(len(s.values)), float(freedom), sd))
     return result, _effects(drawn)
+
+
+def _borrowed(scales: dict[Hashable, tuple[float, float]], group: tuple[bool, str, float]) -> tuple[float, float]:
+    """Return variance and freedom of a recipe at a D where nothing was repeated: the mean of its other budgets."""
+    others = [scale for key, scale in scales.items() if key[:2] == group[:2]]
+    return (float(np.mean([v for v, _ in others])), min(f for _, f in others)) if others else (math.nan, math.inf)
 
 
 def _effects(drawn: dict[float, tuple[int, float, float, int]]) -> dict[float, DrawEffect]:

@@ -117,7 +117,7 @@ class Demand:
         """
         recipe, (_, first) = self.recipe(cell), self.tuned
         draws = range(1, self.study.draws)
-        if recipe.members > 1:
+        if recipe.members > 1 and recipe.vary != "snapshot":
             fresh = [(0, first + recipe.members)] if recipe.objective == "K" and not draws else []
             return [self._repeated(draw) for draw in draws] or fresh
         seeds = self.study.seeds[1:]

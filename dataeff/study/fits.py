@@ -52,16 +52,16 @@ WITH used AS (
     SELECT cell_id, list(DISTINCT run.run_id) AS run_ids
     FROM best_run JOIN trial USING (cell_id, coordinates) JOIN run ON run.run_id = trial.run_id WHERE study = $1 GROUP BY cell_id
 ), drawn AS (
-    SELECT cell_id, list({reached_loss: reached_loss, limit_loss: limit_loss, runs: runs, variance: variance, reached_error: error,
-        limit_error: limit_error} ORDER BY draw) AS estimates
+    SELECT cell_id, list({reached_loss: reached_loss, limit_loss: limit_loss, runs: runs, variance: variance, freedom: freedom,
+        reached_error: error, limit_error: limit_error} ORDER BY draw) AS estimates
     FROM estimate GROUP BY cell_id
 ), near AS (
     SELECT cell_id, list(objective_loss ORDER BY coordinates) AS beside
     FROM cell JOIN grid_point USING (cell_id)
     WHERE objective_loss IS NOT NULL AND list_distance(coordinates::DOUBLE[], best::DOUBLE[]) = 1 GROUP BY cell_id
 )
-SELECT cell_id, recipe, best.recipe_limit IN ('N', 'K then N') AS over_sizes, best.recipe_limit LIKE 'K%' AS in_k, best.members,
-    objective, best.seed_tokens, best.size, best.parameters_total / 1e9 AS x, chosen_by, best_loss, selected, best.reason,
+SELECT cell_id, recipe, best.recipe_limit IN ('N', 'K then N') AS over_sizes, best.recipe_limit LIKE 'K%' AS in_k,
+    cell.members > 1 OR in_k AS ensembled, objective, best.seed_tokens, best.size, best.parameters_total / 1e9 AS x, chosen_by, best_loss, selected, best.reason,
     coalesce(estimates, []) AS estimates, coalesce(beside, []) AS beside, evidence, coalesce(run_ids, []) AS run_ids
 FROM cell_limit AS best JOIN evidence USING (study, recipe) JOIN cell USING (cell_id, study, recipe)
     LEFT JOIN drawn USING (cell_id) LEFT JOIN near USING (cell_id) LEFT JOIN used USING (cell_id)
@@ -246,9 +246,8 @@ def _estimate(cells: Rows) -> dict[float, DrawEffect]:
     for name, loss, error in (("optimum", "limit_loss", "limit_error"), ("reached", "reached_loss", "reached_error")):
         samples = []
         for cell in cells:
-            cell["ensembled"], drawn = cell["members"] > 1, cell["estimates"]
+            drawn, cell[name] = cell["estimates"], None
             values, first = [each[loss] for each in drawn], drawn[0] if drawn else {}
-            cell[name] = None
             if not values or None in values:
                 continue
             own = np.array(values), math.nan, 0.0
@@ -260,7 +259,7 @@ def _estimate(cells: Rows) -> dict[float, DrawEffect]:
             else:
                 runs = min(each["runs"] for each in drawn)
                 variance = first["variance"] / runs if first["variance"] is not None else math.nan
-                own = np.array(values), variance, runs - 1.0, 1 / math.sqrt(runs)
+                own = np.array(values), variance, float(first["freedom"]), 1 / math.sqrt(runs)
             cell[name] = len(samples)
             samples.append(Sample(cell["seed_tokens"], cell["recipe"], cell["ensembled"], *own))
         found, effects = estimates(samples)

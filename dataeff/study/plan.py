@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dataeff.data.tokens import OnProgress
+from dataeff.data.tokens import OnProgress, Tokens, find_tokens
 from dataeff.errors import NotFoundError
 from dataeff.execution.local import default_workers, usable_gpus
 from dataeff.facts.store import Store
@@ -22,6 +22,7 @@ from dataeff.study.results import Results
 # FLOP/s of a worker before anything was recorded: a CPU core on tiny models, measured at 1.5e10 to 4e10 on a 2020s server
 # core; a GPU at 40% of an H100's dense bfloat16 peak of 9.9e14.
 ASSUMED_CPU_FLOPS, ASSUMED_GPU_FLOPS = 2e10, 4e14
+FEWEST_DOCUMENTS = 30  # in the smallest budget, from which the loss is that of the corpus and not of a few texts
 COLUMNS = ("recipe", "seed_tokens", "size", "parameters_total", "grid", "state", "recorded", "expected", "flops", "hours")
 
 
@@ -48,6 +49,7 @@ class Plan:
     speed: str
     changes: Changes | None  # None for a study that was not launched before
     note: str | None = None
+    warnings: tuple[str, ...] = ()  # what the study cannot answer as it is declared
 
 
 def plan(study: Study, database: Database, on_progress: OnProgress | None = None) -> Plan:
@@ -59,12 +61,13 @@ def plan(study: Study, database: Database, on_progress: OnProgress | None = None
     hours and gigabytes, so nothing counts as recorded then.
     """
     spec, store, note = study.spec, Store.beside(database.path), None
-    results, speeds, before = Results(), {}, []
+    results, speeds, before, warnings = Results(), {}, [], _unanswerable(spec)
     if spec.tokenizer.kind == "hugging_face" and spec.tokenizer.vocabulary:
         demand = Demand(spec, "not tokenized", spec.tokenizer.vocabulary, 0)
         note = "the corpus was not read: its size is not checked, and no run counts as recorded"
     else:
         demand = build_demand(study, store, on_progress)
+        warnings += _few_documents(spec, find_tokens(store, demand.corpus))
         try:
             with database.read() as connection:
                 results = load_results(connection, demand.corpus)
@@ -91,7 +94,7 @@ def plan(study: Study, database: Database, on_progress: OnProgress | None = None
     if not speeds:
         source = f"assumed {assumed:.0e} FLOP/s a worker; no run is recorded yet"
     runs, flops = (sum(getattr(state, name) for state in estimate.values()) for name in ("runs_left", "flops_left"))
-    return Plan(rows, runs, flops, seconds, workers, source, _changes(estimate, before) if before else None, note)
+    return Plan(rows, runs, flops, seconds, workers, source, _changes(estimate, before) if before else None, note, (*warnings,))
 
 
 RECORDED_CELLS = "SELECT cell_id, axes, if(search_ended_at IS NULL, NULL, best) AS optimum FROM cell WHERE study = $1"
@@ -108,7 +111,20 @@ def _changes(states: Mapping[str, CellState], recorded: Iterable[Mapping[str, An
     return Changes(len(both) - again, again, len(states.keys() - before.keys()), len(before.keys() - states.keys()), len(used))
 
 
-def unanswerable(spec: StudySpec) -> list[str]:
+def _few_documents(spec: StudySpec, tokens: Tokens) -> list[str]:
+    """Say where a budget is so few documents that which ones they are decides the loss, or draws have most of them in common."""
+    smallest, largest, lines = spec.seed_tokens[0], spec.seed_tokens[-1], []
+    if (count := tokens.documents(smallest)) < FEWEST_DOCUMENTS:
+        what = f"seed_tokens {smallest:,} begins {count} documents or passages; losses there are those of a few texts"
+        size = max(256, tokens.train_bytes * smallest // tokens.train_tokens // FEWEST_DOCUMENTS // 32 * 32)
+        lines.append(f"{what}; set corpus.passage_bytes to {size} for {FEWEST_DOCUMENTS}, or begin with a larger budget")
+    if spec.draws > 1 and 2 * largest > tokens.train_tokens:
+        shared = f"draws of {largest:,} tokens have {largest / tokens.train_tokens:.0%} of the corpus each, so much in common"
+        lines.append(f"{shared}; how they differ understates how other text would; use smaller budgets or a larger corpus")
+    return lines
+
+
+def _unanswerable(spec: StudySpec) -> list[str]:
     """Say what a study cannot answer as it is declared: a law of three parameters needs three points, its jackknife four."""
     budgets, lines = len(spec.seed_tokens), []
     if budgets < 3 and len(spec.recipes) > 1:

@@ -35,16 +35,21 @@ FROM best_run JOIN cell_ensemble USING (cell_id, coordinates) JOIN ensemble_size
 WHERE role = 'member';
 
 -- One row a (cell, draw of the data): what estimates the loss of its optimum there, of the single models or of the ensemble that
--- chose nothing; `selected` where nothing but what chose is there. `error` of an ensemble is by the jackknife over members.
+-- chose nothing; `selected` where nothing but what chose is there. `error` of an ensemble is by the jackknife over members, and
+-- `variance` of single models over all `freedom` + 1 runs of the draw, that which chose among them.
 CREATE OR REPLACE VIEW estimate AS
 WITH optimum AS (
     SELECT cell_id, best AS coordinates, averaging, recipe_limit IN ('K', 'K then N') AS in_k, members > 1 OR in_k AS ensembled FROM cell
-), item AS (
-    SELECT cell_id, coalesce(draw, 0) AS draw, role = 'search' AS selected, avg(val_loss) AS reached_loss,
-        count(val_loss) AS runs, var_samp(val_loss) AS variance, NULL AS error, reached_loss AS limit_loss, NULL AS limit_error,
-        NULL AS reason, NULL AS ensemble_id, 1 AS members
+), single AS (
+    SELECT cell_id, coalesce(draw, 0) AS draw, role = 'search' AS selected, val_loss,
+        var_samp(val_loss) OVER same AS variance, count(*) OVER same - 1 AS freedom
     FROM optimum JOIN trial USING (cell_id, coordinates) JOIN run USING (run_id)
-    WHERE NOT ensembled AND val_loss IS NOT NULL GROUP BY ALL
+    WHERE NOT ensembled AND val_loss IS NOT NULL WINDOW same AS (PARTITION BY cell_id, coalesce(draw, 0))
+), item AS (
+    SELECT cell_id, draw, selected, avg(val_loss) AS reached_loss, count(*) AS runs, any_value(variance) AS variance,
+        any_value(freedom) AS freedom, NULL AS error, reached_loss AS limit_loss, NULL AS limit_error, NULL AS reason,
+        NULL AS ensemble_id, 1 AS members
+    FROM single GROUP BY cell_id, draw, selected
     UNION ALL BY NAME
     SELECT cell_id, law.draw, role = 'member' AS selected, law.val_loss AS reached_loss, law.members AS runs,
         val_loss_error AS error, if(in_k, law.limit_loss, reached_loss) AS limit_loss, if(in_k, standard_error, error) AS limit_error,

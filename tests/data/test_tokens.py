@@ -69,6 +69,23 @@ def test_budgets_nest(built):
         assert np.array_equal(built.train(budget), longest[:budget])
 
 
+def test_a_draw_holds_every_document_once_in_another_order_and_its_budgets_nest(built):
+    def documents(draw: int) -> list[bytes]:
+        tokens = built.train(built.train_tokens, draw)
+        return [text.tobytes() for text in np.split(tokens, np.flatnonzero(tokens == built.separator)[1:])]
+
+    orders = [documents(draw) for draw in range(3)]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    for budget in (1, 100, 1000):
+        assert (built.train(budget, 1) == built.train(built.train_tokens, 1)[:budget]).all()
+
+
+def test_the_documents_of_a_budget_are_counted(built):
+    first, second = np.flatnonzero(built.train(built.train_tokens) == built.separator)[:2]
+    assert (built.documents(int(second)), built.documents(int(second) + 1)) == (1, 2)
+
+
 @pytest.mark.parametrize("budget", [0, 10**9])
 def test_a_budget_beyond_the_corpus_is_refused_with_what_there_is(built, budget):
     with pytest.raises(CorpusError, match=f"seed_tokens {budget} .* 1 to {built.train_tokens} tokens"):

@@ -134,7 +134,7 @@ class Recorded:
         rows = [[ensemble_id, i, averaging, list(s), losses(s)] for i, s in enumerate(kept)]
         self._connection.executemany("INSERT INTO ensemble_loss VALUES ($1, $2, $3, $4, $5)", rows)
         row = [cell_id, ensemble_id, len(ids), list(coordinates)]
-        self._connection.execute("INSERT INTO cell_ensemble VALUES ($1, $2, $3, $4)", row)
+        self._connection.execute("INSERT INTO cell_ensemble VALUES ($1, $2, 'member', 0, $3, $4)", row)
         return ensemble_id
 
     def trial(self, cell_id: str, role: str, coordinates, loss: float) -> str:

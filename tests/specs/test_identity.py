@@ -80,6 +80,7 @@ OTHER = {
     "precision": "bfloat16",
     "train_seed": 1,
     "data_seed": 1,
+    "draw": 1,
     "optimizer": "muon",
     "beta1": 0.8,
     "beta2": 0.99,

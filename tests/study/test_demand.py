@@ -83,7 +83,7 @@ def test_members_differ_in_what_is_said_and_the_first_is_the_tuned_run(vary, see
     members = asked.members(cell, starts[0])
     assert [(run.train_seed, run.data_seed) for run in members] == seeds
     assert asked.searched(cell, starts[0]) == members[:1]
-    assert asked.repeats(cell, starts[0]) == members[1:]
+    assert asked.repeats(cell) == []
     assert [str(member) for member in asked.ensemble(cell, starts[0]).members] == [run.id for run in members]
 
 
@@ -100,13 +100,13 @@ def test_snapshots_of_one_run_are_members_the_run_itself_first():
     assert run.cycles == 3
     members = asked.ensemble(cell, cell.grid.middle).members
     assert [str(member) for member in members] == [run.id, f"{run.id}@2", f"{run.id}@1"]
-    assert [repeat.train_seed for repeat in asked.repeats(cell, cell.grid.middle)] == [1]
+    assert asked.repeats(cell) == [(0, 1)]
 
 
 def test_a_teachers_samples_are_known_before_they_are_drawn():
     asked = demand(base="regularized", tune=[], teacher={"recipe": "regularized", "share": 0.75, "tokens_per_seed_token": 3.0})
     cell, starts, _ = placed(asked)
-    taught = asked.taught(cell, [Input("a"), Input("b")])
+    taught = asked.taught(cell, [[Input("a"), Input("b")]])
     run = asked.run(taught, starts[0], 0, 0)
     (sample,) = run.inputs
     assert [str(member) for member in sample.job.members] == ["a", "b"]
@@ -119,7 +119,7 @@ def test_a_teachers_samples_are_known_before_they_are_drawn():
 def test_a_teacher_whose_logits_are_matched_needs_no_samples():
     asked = demand(base="regularized", tune=[], teacher={"recipe": "regularized", "kind": "logits", "weight": 0.9})
     cell, starts, _ = placed(asked)
-    run = asked.run(asked.taught(cell, [Input("a")]), starts[0], 0, 0)
+    run = asked.run(asked.taught(cell, [[Input("a")]]), starts[0], 0, 0)
     assert run.teacher_logits == TeacherLogits(members=["a"], weight=0.9)
     assert run.inputs == (Input("a"),)
 
@@ -137,3 +137,44 @@ def test_a_recipe_trains_otherwise_where_it_says_so():
     assert (run.optimizer, run.dropout) == ("muon", 0.1)
     other = cell_of(asked, "regularized")
     assert asked.run(other, other.grid.middle, 0, 0).optimizer == "adamw"
+
+
+def with_draws(draws: int, seeds: list[int], **recipe) -> Demand:
+    declared = demand(**recipe).study.model_dump() | {"draws": draws, "seeds": seeds}
+    return Demand(StudySpec.model_validate(declared), "abc", 512, 0)
+
+
+@pytest.mark.parametrize(
+    ("draws", "seeds", "repeats"),
+    [(1, [0], []), (1, [0, 1, 2], [(0, 1), (0, 2)]), (3, [0], [(1, 1), (2, 1)]), (2, [0, 1, 2], [(1, 1), (1, 2)])],
+)
+def test_an_optimum_is_repeated_by_seeds_and_draws_that_tuned_nothing(draws, seeds, repeats):
+    asked = with_draws(draws, seeds)
+    cell = cell_of(asked)
+    assert asked.repeats(cell) == repeats
+    runs = [run for at in repeats for run in asked.members(cell, cell.grid.middle, origin=at)]
+    assert [(run.draw, run.train_seed) for run in runs] == repeats
+
+
+def test_an_ensemble_is_repeated_by_fresh_members_on_each_draw():
+    asked = with_draws(3, [0, 1], base="regularized", tune=[], members=4, limit="K")
+    cell, starts, _ = placed(asked)
+    assert asked.repeats(cell) == [(1, 1), (2, 1)]
+    members = asked.members(cell, starts[0], origin=(2, 1))
+    assert [(run.draw, run.train_seed) for run in members] == [(2, 1), (2, 2), (2, 3), (2, 4)]
+    assert asked.ensemble(cell, starts[0], (2, 1)).id != asked.ensemble(cell, starts[0]).id
+
+
+def test_members_that_were_tuned_together_are_judged_by_others():
+    asked = with_draws(1, [0, 1], members=4, objective="K")
+    assert asked.repeats(cell_of(asked)) == [(0, 4)]
+
+
+def test_a_student_on_another_draw_is_taught_by_a_teacher_of_that_draw():
+    asked = with_draws(2, [0, 1], base="regularized", tune=[], teacher={"recipe": "regularized"})
+    cell, starts, _ = placed(asked)
+    teacher = cell_of(asked, "regularized")
+    taught = asked.taught(cell, asked.teachers(teacher, teacher.grid.middle))
+    for draw in (0, 1):
+        (sample,) = asked.run(taught, starts[0], 1, 1, draw).inputs
+        assert [member.job.draw for member in sample.job.members] == [draw]
