@@ -51,7 +51,7 @@ def test_all_weights_stay_by_default_and_only_those_of_optima_where_that_is_aske
     every, optima = launch(folder, "all", "all"), launch(folder, "optima", "optima")
     assert losses(every) == losses(optima)
     assert weights(every) == losses(every).keys()
-    uses = [(state, use) for state in optima.resolution.states.values() for use in state.uses if use.role != "ensemble"]
+    uses = [(state, use) for state in optima.resolution.states.values() for use in state.uses if not use.is_ensemble]
     best = {use.job_id for state, use in uses if use.point == state.best}
     assert weights(optima) == best and len(best) < len(losses(optima))
 
@@ -68,6 +68,6 @@ def test_pruned_weights_come_back_when_a_new_recipe_needs_them_and_results_stay_
     more = {**RECIPES, "five": {**RECIPES["ensemble"], "members": 5}}
     after = launch(folder, "again", "optima", more)
     assert after.resolution.states["tiny/five/1024/a"].state in ("certified", "boundary", "open")
-    assert [use.role for use in after.resolution.states["tiny/five/1024/a"].uses].count("ensemble") == 1
+    assert sum(use.is_ensemble for use in after.resolution.states["tiny/five/1024/a"].uses) == 1
     assert after.trained == 5  # three members again, and two more
     assert before.items() <= losses(after).items()
