@@ -148,7 +148,7 @@ def test_a_search_for_the_limit_ends_where_sql_sees_the_least_limit(folder, ask)
             assert best == pytest.approx(resolved.certificate.loss, abs=1e-6)
             assert tuple(coordinates) == resolved.certificate.best
             roles = [use.role for use in resolved.uses if not use.is_ensemble]
-            assert len(roles) == len(resolved.results) * 3 + 3 and roles.count("replicate") == 3  # fresh members judge the optimum
+            assert len(roles) == len(resolved.results) * 3 + 3 and roles.count("replicate") == 3  # fresh ones judge it
 
 
 def test_a_student_sees_its_teachers_samples(folder, ask):
