@@ -1,4 +1,4 @@
-"""Commands on studies: init, plan, run, status, answer, app, report, refresh, delete."""
+"""Commands on studies: init, plan, run, status, answer, app, report, refresh, delete, judge."""
 
 import os
 import re
@@ -226,3 +226,22 @@ def delete(study: StudyName, yes: Annotated[bool, YES] = False, database: Databa
     if not yes:
         typer.confirm("Delete it?", abort=True)
     delete_study(database, study)
+
+
+@command("judge mine.toml", "judge mine --format json")
+def judge(study: StudyName, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+    """Decide the claims that a study declares.
+
+    A claim is supported, refuted or undecided, by pairs of runs that did not tune. Judge as often as you like: a false claim is
+    ever supported in at most 5% of studies.
+    """
+    from dataeff.reports.judge import claim_sentence, judged_claims
+
+    with database.read() as connection:
+        columns, rows = judged_claims(connection, study)
+
+    def print_claims() -> None:
+        common.print_table([*columns[:2], *columns[6:-1]], [[*row[:2], *row[6:-1]] for row in rows])
+        print("", *(claim_sentence(dict(zip(columns, row, strict=True))) for row in rows), sep="\n")
+
+    common.show_rows(columns, rows, output, form, print_claims)
