@@ -232,16 +232,10 @@ def delete(study: StudyName, yes: Annotated[bool, YES] = False, database: Databa
 def judge(study: StudyName, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
     """Decide the claims that a study declares.
 
-    A claim is supported, refuted or undecided, by pairs of runs that did not tune. Judge as often as you like: a false claim is
-    ever supported in at most 5% of studies.
+    Supported, refuted or undecided, by pairs of runs that did not tune. Look after every pair if you like: the chance that a
+    false claim is ever supported is 5% at most.
     """
-    from dataeff.reports.judge import claim_sentence, judged_claims
+    from dataeff.reports.judge import judged_claims
 
     with database.read() as connection:
-        columns, rows = judged_claims(connection, study)
-
-    def print_claims() -> None:
-        common.print_table([*columns[:2], *columns[6:-1]], [[*row[:2], *row[6:-1]] for row in rows])
-        print("", *(claim_sentence(dict(zip(columns, row, strict=True))) for row in rows), sep="\n")
-
-    common.show_rows(columns, rows, output, form, print_claims)
+        common.show_rows(*judged_claims(connection, study), output, form)

@@ -1,18 +1,18 @@
 """Claims decided beforehand: is the mean of paired differences positive? Asked again after every pair, at no cost in errors.
 
-A claim says that the loss of one recipe is lower than that of another by more than a margin. Its differences d_1 ... d_n, one a
-pair of runs (the other's loss - its own - margin, in nats per token), are taken as independent and normal, of unknown mean and
-sd. The evidence that their mean is positive is the likelihood ratio of Student's t: effect size delta = mean / sd is half-normal
-with scale g under the alternative and 0 under the null; the right Haar prior makes the sd drop out. With r = sum d /
-sqrt(sum d^2), b = r / sqrt(n + 1 / g^2), and F_n the distribution function of Student's t with n degrees of freedom,
+A claim says that one recipe's loss is lower than another's by more than a margin. Its differences d_1 ... d_n, one a pair of runs
+(the other's loss - its own - margin, nats per token), are taken as independent and normal, of unknown mean and sd. Evidence that
+the mean is positive is the likelihood ratio of Student's t between effect sizes mean / sd that are half-normal of scale g, and 0;
+a right Haar prior makes the sd drop out. With r = sum d / sqrt(sum d^2), b = r / sqrt(n + 1 / g^2), and F_n Student's t,
 
     E = 2 (1 + n g^2)^(-1/2) (1 - b^2)^(-n/2) F_n(b sqrt(n / (1 - b^2)))
 
-the positive half of the Gaussian mixture of Wang and Ramdas (arXiv 2310.03722); the construction: Perez-Ortiz, Lardy, de Heide
-and Gruenwald (2024, Annals of Statistics 52, 1410). For a mean of 0, E is a martingale of what is known of the d up to their
-scale, with mean 1; for a negative one it is below that of the same noise around 0, as E rises with r. So, by Ville's inequality,
-P(E ever reaches 1 / 0.05) <= 0.05 for every mean <= 0 and every sd, however often and for whatever reason one looks and stops.
-The mirror (-d) refutes a claim with the same guarantee, for every mean >= 0. Where pairs are not normal it is approximate.
+the positive half of the Gaussian mixture of Wang and Ramdas (arXiv 2310.03722). For a mean of 0, E is a martingale, of mean 1, of
+what is known of the d up to their scale (Perez-Ortiz, Lardy, de Heide and Gruenwald 2024, Annals of Statistics 52, 1410). For a
+negative mean it is below that of the same noise around 0, as r is, and E rises with r. So, by Ville's inequality, for every mean
+<= 0 and every sd, P(E ever reaches 20) <= 0.05, however often and for whatever reason one looks and stops. Its mirror, of -d,
+refutes with the same guarantee for every mean >= 0. Noise that is symmetric but not normal keeps it (tests/laws/test_judge.py);
+strongly skewed noise does not: with d = 1 - an exponential variable 17% of false claims were supported in 50 looks.
 """
 
 import math
@@ -32,7 +32,7 @@ FAR = 1000  # pairs beyond which none are predicted
 @dataclass(frozen=True)
 class Verdict:
     """What the pairs so far say of a claim: `supported`, `refuted` or `undecided`. `low` and `high` hold the mean of the
-    differences (nats/token) with 90% over all looks together: a claim is decided where they exclude 0.
+    differences (nats/token) at all looks with 90%: a claim is decided where they exclude 0. None with fewer than three pairs.
     """
 
     state: str
@@ -43,7 +43,7 @@ class Verdict:
     log_e_for: float  # against a mean <= 0
     log_e_against: float  # against a mean >= 0
     pairs_expected: int | None  # until it is decided, were the mean and the sd those of the pairs so far
-    reason: str | None  # why none are expected, or there is no interval
+    reason: str | None  # why that is not known
 
 
 def log_e_value(pairs: ArrayLike, ratio: ArrayLike) -> np.ndarray:
@@ -55,13 +55,10 @@ def log_e_value(pairs: ArrayLike, ratio: ArrayLike) -> np.ndarray:
 
 def critical_t(pairs: int) -> float | None:
     """Return the t statistic from which on a claim is decided; None where no t is enough, as with one or two pairs."""
-
-    def excess(ratio: float) -> float:
-        return float(log_e_value(pairs, ratio)) - DECIDES
-
-    if pairs < 2 or excess(math.sqrt(pairs)) <= 0:
+    far = math.sqrt(pairs)
+    if pairs < 2 or log_e_value(pairs, far) <= DECIDES:
         return None
-    ratio = brentq(excess, 0, math.sqrt(pairs), xtol=1e-13)
+    ratio = brentq(lambda r: float(log_e_value(pairs, r)) - DECIDES, 0, far, xtol=1e-13)
     return ratio * math.sqrt((pairs - 1) / (pairs - ratio**2))
 
 
@@ -73,12 +70,12 @@ def judge(differences: Sequence[float]) -> Verdict:
     mean, size = float(d.mean()), float(np.sqrt(d @ d))
     ratio = n * mean / size if size else 0.0
     both = [float(log_e_value(n, sign * ratio)) for sign in (1, -1)]
-    state = next((name for name, e in zip(("supported", "refuted"), both, strict=True) if e >= DECIDES), "undecided")
-    t = critical_t(n)
-    half = None if t is None else t * float(d.std(ddof=1)) / math.sqrt(n)
-    ends = (None, None) if half is None else (mean - half, mean + half)
+    state = "supported" if both[0] >= DECIDES else "refuted" if both[1] >= DECIDES else "undecided"
     expected, reason = (0, None) if state != "undecided" else _pairs_expected(d)
-    reason = reason or ("three pairs are the fewest that give an interval" if t is None else None)
+    ends: tuple[float | None, float | None] = (None, None)
+    if t := critical_t(n):
+        half = t * float(d.std(ddof=1)) / math.sqrt(n)
+        ends = (mean - half, mean + half)
     return Verdict(state, n, mean, *ends, *both, expected, reason)
 
 
@@ -95,17 +92,16 @@ def _pairs_expected(d: np.ndarray) -> tuple[int | None, str | None]:
 
 
 def next_pair(claims: Mapping[str, Sequence[float]], flops: Mapping[str, float], most: int) -> str | None:
-    """Return the undecided claim whose next pair is worth most, of those with fewer than `most` pairs; None where none is left.
+    """Return the undecided claim whose next pair is worth most, of those with fewer than `most`; None where none is left.
 
-    `claims`: differences so far; `flops`: of a pair. Worth: expected growth of the log e-value a FLOP, on the way to a decision
-    (Gruenwald, de Heide and Koolen 2024, Safe testing). Claims without a noise, of under two pairs, come first, the cheapest
-    before the others.
+    `claims`: differences so far; `flops`: of a pair. Worth is the expected growth of the log e-value a FLOP, on the way to a
+    decision (Gruenwald, de Heide and Koolen 2024, Safe testing). Where under two pairs show no noise yet, the cheapest is first.
     """
     verdicts = {name: judge(differences) for name, differences in claims.items()}
 
-    def worth(name: str) -> tuple[bool, float]:
+    def worth(name: str) -> tuple[float, float]:
         of = verdicts[name]
-        missing = DECIDES - max(of.log_e_for, of.log_e_against)
-        return of.pairs < 2, (1.0 if of.pairs < 2 else missing / (of.pairs_expected or FAR)) / flops[name]
+        missing = math.inf if of.pairs < 2 else DECIDES - max(of.log_e_for, of.log_e_against)
+        return missing / (of.pairs_expected or FAR) / flops[name], -flops[name]
 
     return max((name for name, of in verdicts.items() if of.state == "undecided" and of.pairs < most), key=worth, default=None)

@@ -18,12 +18,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 
 from dataeff.errors import OffGridError, StudyError, nearest
 from dataeff.share import shared_folder
-from dataeff.specs.claim import ClaimSpec
 from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json
 from dataeff.specs.mistakes import explain, line_of, rule
-from dataeff.specs.recipe import REQUIRED_AXES, WHOLE_AXES, Axis, RecipeSpec, StudyTraining, TeacherSpec, changed
+from dataeff.specs.recipe import REQUIRED_AXES, WHOLE_AXES, Axis, ClaimSpec, RecipeSpec, StudyTraining, TeacherSpec, changed
 from dataeff.specs.run import PRESETS, TRAINER_VERSION, ModelSpec, RunSpec, SizeSpec, Synthetic, TeacherLogits
 from dataeff.specs.spec import Spec
 
