@@ -49,7 +49,7 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
     `published_ratio`, and `law_alpha` with `law_e`: a law over D known from elsewhere, which is put through the baseline's loss
     at its largest D. Raises `InputError` for what is no such table.
     """
-    recipes, sd = _points(rows)
+    recipes, sd = _points(rows, baseline)
     tried = {(name, d): len(points) for name, cells in recipes.items() for d, points in cells.items()}
     best = {(name, d): min(cells[d], key=_loss) for name, cells in recipes.items() for d in sorted(cells)}
     best = {key: point for key, point in best.items() if math.isfinite(_loss(point))}
@@ -90,8 +90,10 @@ def _loss(point: Mapping[str, Any]) -> float:
     return point["val_loss"]
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> tuple[Recipes, float | None]:
-    """Return the points, of infinite loss where one diverged, and the standard deviation of one loss, pooled over all points."""
+def _points(rows: Sequence[Mapping[str, Any]], baseline: str) -> tuple[Recipes, float | None]:
+    """Return the points, of infinite loss where one diverged, and the standard deviation of one loss: pooled over the repeated
+    points of the baseline, or else of all recipes, or else the root mean square of the standard errors.
+    """
     seeds, recipes = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(rows, 1):
         recipe, tokens, loss = row["recipe"], row["seed_tokens"] or 0, math.inf if row["val_loss"] is None else row["val_loss"]
@@ -100,10 +102,10 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> tuple[Recipes, float | None]:
             raise InputError(f"{text}: each needs a recipe, D above 0 and a loss not below 0; correct it")
         seeds[tuple(row.get(name) for name in POINT)].append(math.inf if math.isnan(loss) else loss)
     for key, losses in seeds.items():
-        recipes[key[0]][key[1]].append(dict(zip(POINT, key, strict=True)) | {"val_loss": sum(losses) / len(losses)})
-    finite = [losses for losses in seeds.values() if math.isfinite(sum(losses))]
-    if freedom := sum(len(losses) - 1 for losses in finite):
-        return recipes, math.sqrt(sum(np.var(losses) * len(losses) for losses in finite) / freedom)
+        recipes[key[0]][key[1]].append(dict(zip(POINT, key, strict=True)) | {"val_loss": float(np.mean(losses))})
+    repeated = {key: losses for key, losses in seeds.items() if len(losses) > 1 and math.isfinite(sum(losses))}
+    if pooled := [losses for key, losses in repeated.items() if key[0] == baseline] or list(repeated.values()):
+        return recipes, math.sqrt(sum(np.var(losses) * len(losses) for losses in pooled) / sum(len(each) - 1 for each in pooled))
     errors = [row["standard_error"] for row in rows if row.get("standard_error")]
     return recipes, math.hypot(*errors) / math.sqrt(len(errors)) if errors else None
 
@@ -178,8 +180,8 @@ def _fixed_axes(recipes: Recipes, baseline: str) -> Iterator[Finding]:
         if len(own) == 1 < len(its):
             at_own = [min((_loss(p) for p in points if p[axis] in own), default=math.inf) for points in cells.values()]
             gain = max(loss - min(map(_loss, points)) for loss, points in zip(at_own, cells.values(), strict=True))
-            text = f"{axis} is {own.pop()} throughout the baseline and tuned in {recipe}, where that gained {gain:.4f} nats"
-            yield Finding("axis_fixed", text, gain, recipe)
+            worth = f"where that gained {gain:.4f} nats" if gain < math.inf else "and what that gained is not shown"
+            yield Finding("axis_fixed", f"{axis} is {own.pop()} in all of the baseline and varies in {recipe}, {worth}", gain, recipe)
 
 
 def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[Finding], noise: float) -> dict[str, Any]:
