@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     """clean.csv, .parquet and .json: a clean table; beyond.csv: three budgets, and a recipe that needs many times the largest."""
     folder = tmp_path_factory.mktemp("tables")
     for name, rows in (("clean", simulate(sd=0.002)), ("beyond", simulate(8.0, (1, 2, 4), (4,), seeds=1))):
-        (folder / f"{name}.json").write_text(json.dumps([{k: float(v) if k != "recipe" else v for k, v in r.items()} for r in rows]))
+        (folder / f"{name}.json").write_text(json.dumps(rows, default=float))
         for suffix in ("csv", "parquet"):
             duckdb.sql(f"COPY (FROM '{folder}/{name}.json') TO '{folder}/{name}.{suffix}'")
     return folder

@@ -1,15 +1,16 @@
 """What a data-efficiency ratio rests on: a table of (recipe, D, N, loss) in, named flaws and a verdict out.
 
 The ratio of a recipe at D is the tokens the baseline needs for the recipe's best loss, over D (arXiv 2509.14786, section 2). How
-many depends on the rule that reads the baseline's best losses over D; every rule is tried, and the ratio is their range. A flaw
-has a worth: the nats it may hide in the baseline, infinite if not known. A ratio is fragile when these could halve it, or when it
-lies outside the baseline's budgets and the laws there are untested or disagree. Intervals are for `dataeff.laws.chain`.
+many depends on the rule that reads the baseline's best losses over D; every rule is tried, and the ratio is their range, which
+is no interval. A flaw has a worth: the nats it may hide in the baseline, infinite if not known. A ratio is fragile when these and
+the noise (two standard deviations of a loss) could halve it, when rules differ by a factor of 2, and when it lies outside the
+baseline's budgets and the laws there are untested or disagree.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, product
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +27,11 @@ LAWS = {"power law": (PowerLaw, 0), "power law without floor": (PowerLawWithoutF
 LAWS |= {"power law without the smallest D": (PowerLaw, 1)}  # form, budgets left out
 FREEDOM = 2  # degrees of freedom below which the form of a law is untested
 DISAGREE, REJECTED = 1.25, 0.05  # highest rule over lowest; p below which a rival law is rejected
-SHARED = {
-    "extrapolated": "outside what the baseline reached within its budgets, so only laws give a ratio",
-    "rules_disagree": f"the highest rule gives over {DISAGREE} times the lowest",
-    "fragile": "the flaws and noise found may be worth the nats that halve the ratio",
+OF_RATIOS = {
+    "untuned_baseline": ("{points} points, not {baseline_points}", "the baseline was tried at fewer than half as many points"),
+    "extrapolated": ("loss {loss:.4f}", "outside what the baseline reached within its budgets, so only laws give a ratio"),
+    "rules_disagree": ("{low:.2f}x to {high:.2f}x", f"the highest rule gives over {DISAGREE} times the lowest"),
+    "fragile": ("{halved_by:.3f} nats halve it", "the flaws and the noise found may hide as much in the baseline"),
 }
 Recipes = Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]]  # points by recipe and D
 Rule = tuple[Callable[[Any], Any], float, float] | str  # loss over D / the smallest D, from and to; or why there is none
@@ -50,35 +52,34 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
     at its largest D. Raises `InputError` for what is no such table.
     """
     recipes, sd = _points(rows, baseline)
-    tried = {(name, d): len(points) for name, cells in recipes.items() for d, points in cells.items()}
-    best = {(name, d): min(cells[d], key=_loss) for name, cells in recipes.items() for d in sorted(cells)}
-    best = {key: point for key, point in best.items() if math.isfinite(_loss(point))}
-    base = {d: _loss(point) for (name, d), point in best.items() if name == baseline}
+    cells = {(name, d): points for name, by_d in recipes.items() for d, points in by_d.items()}
+    best = {key: min(map(_loss, points)) for key, points in cells.items()}
+    base = {d: loss for (name, d), loss in best.items() if name == baseline}
+    tried = {key: len({tuple(point[name] for name in ("parameters_total", *AXES)) for point in cells[key]}) for key in cells}
     if not base or len(base) == len(best):
         raise InputError(f"--baseline {baseline}: it and another recipe need losses in the table; {nearest(baseline, recipes)}")
     stated = {(row["law_alpha"], row["law_e"]) for row in rows if row.get("law_alpha") and row.get("law_e") is not None}
     rules, law = _rules(base, sorted(stated))
-    findings = [*_edges(recipes[baseline]), *_parity(tried, baseline), *_fixed_axes(recipes, baseline)]
+    findings = [*_edges(recipes[baseline]), *_fixed_axes(recipes, baseline)]
     if (freedom := max(len(base) - 3, 0)) < FREEDOM:
         text = f"budgets of the baseline: {len(base)}, which leave a law of 3 parameters {freedom} degrees of freedom"
         findings.append(Finding("few_points", text))
     if sd is None:
         findings.append(Finding("one_seed", "no point has two seeds or a standard error: the noise of a loss is not known"))
     published = {(row["recipe"], row["seed_tokens"]): row["published_ratio"] for row in rows if row.get("published_ratio")}
-    others = {key: point for key, point in best.items() if key[0] != baseline}
-    ratios = [
-        {"recipe": key[0], "seed_tokens": key[1], "loss": _loss(point), "points": tried[key], "published": published.get(key)}
-        | _ratio(_loss(point), key[1] / min(base), rules, [f for f in findings if f.recipe in (None, key[0])], 2 * (sd or 0.0))
-        for key, point in others.items()
-    ]
-    for name, text in SHARED.items():
-        if places := [f"{ratio['recipe']} at D = {ratio['seed_tokens']:,.10g}" for ratio in ratios if name in ratio["findings"]]:
-            findings.append(Finding(name, f"{'all ratios' if len(places) == len(ratios) else '; '.join(places)}: {text}"))
+    ratios, most = [], max(points for (name, _), points in tried.items() if name == baseline)
+    for name, d in [key for key in best if key[0] != baseline]:
+        points, its = tried[name, d], tried.get((baseline, d), most)
+        own = [f for f in findings if f.recipe in (None, name)]
+        own += [Finding("untuned_baseline", "", math.inf)] if points > 2 * its else []
+        ratio = {"recipe": name, "seed_tokens": d, "loss": best[name, d], "published": published.get((name, d))}
+        ratio |= {"points": points, "baseline_points": its}
+        ratios.append(ratio | _ratio(best[name, d], d / min(base), rules, own, 2 * (sd or 0.0)))
     holding = sum(ratio["verdict"] == "holds" for ratio in ratios)
     return {
         "verdict": "holds" if holding == len(ratios) else "fragile",
         "reason": f"{holding} of {len(ratios)} ratios are supported by this table",
-        "findings": [finding._asdict() for finding in findings],
+        "findings": [finding._asdict() for finding in [*findings, *_of_ratios(ratios)]],
         "ratios": ratios,
         "baseline": [{"seed_tokens": d, "loss": loss, "points": tried[baseline, d]} for d, loss in base.items()],
         "law": law,
@@ -86,13 +87,22 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
     }
 
 
+def _of_ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for name, (numbers, text) in OF_RATIOS.items():
+        place = "{recipe} at D = {seed_tokens:,.10g} (" + numbers + ")"
+        places = [place.format(**ratio) for ratio in ratios if name in ratio["findings"]]
+        places[3:] = [f"{len(places) - 3} more"] * (len(places) > 3)
+        if places:
+            yield Finding(name, f"{'; '.join(places)}: {text}")
+
+
 def _loss(point: Mapping[str, Any]) -> float:
     return point["val_loss"]
 
 
 def _points(rows: Sequence[Mapping[str, Any]], baseline: str) -> tuple[Recipes, float | None]:
-    """Return the points, of infinite loss where one diverged, and the standard deviation of one loss: pooled over the repeated
-    points of the baseline, or else of all recipes, or else the root mean square of the standard errors.
+    """Return the points of each D that has a finite loss (infinite: diverged), and the standard deviation of one loss, pooled
+    over the repeated points of the baseline, or else of all recipes, or else the root mean square of the standard errors.
     """
     seeds, recipes = defaultdict(list), defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(rows, 1):
@@ -101,13 +111,14 @@ def _points(rows: Sequence[Mapping[str, Any]], baseline: str) -> tuple[Recipes, 
             text = f"row {number} has recipe {recipe}, D = {tokens}, loss = {loss}"
             raise InputError(f"{text}: each needs a recipe, D above 0 and a loss not below 0; correct it")
         seeds[tuple(row.get(name) for name in POINT)].append(math.inf if math.isnan(loss) else loss)
-    for key, losses in seeds.items():
+    for key, losses in sorted(seeds.items(), key=lambda item: item[0][1]):
         recipes[key[0]][key[1]].append(dict(zip(POINT, key, strict=True)) | {"val_loss": float(np.mean(losses))})
+    finite = {n: {d: p for d, p in cells.items() if math.isfinite(min(map(_loss, p)))} for n, cells in recipes.items()}
     repeated = {key: losses for key, losses in seeds.items() if len(losses) > 1 and math.isfinite(sum(losses))}
     if pooled := [losses for key, losses in repeated.items() if key[0] == baseline] or list(repeated.values()):
-        return recipes, math.sqrt(sum(np.var(losses) * len(losses) for losses in pooled) / sum(len(each) - 1 for each in pooled))
+        return finite, math.sqrt(sum(np.var(losses) * len(losses) for losses in pooled) / sum(len(each) - 1 for each in pooled))
     errors = [row["standard_error"] for row in rows if row.get("standard_error")]
-    return recipes, math.hypot(*errors) / math.sqrt(len(errors)) if errors else None
+    return finite, math.hypot(*errors) / math.sqrt(len(errors)) if errors else None
 
 
 def _rules(base: Mapping[float, float], stated: Sequence[tuple[float, float]]) -> tuple[dict[str, Rule], dict[str, Any]]:
@@ -128,7 +139,7 @@ def _rules(base: Mapping[float, float], stated: Sequence[tuple[float, float]]) -
             rules[name] = str(error)
             continue
         power = power or fitted
-        extra = (fitted.objective - power.objective) / max(power.objective / spare, 1e-12) if spare and not start else 0.0
+        extra = (fitted.objective - power.objective) / max(power.objective / spare, 1e-12) if spare > 0 and not start else 0.0
         if fitted.law.a <= 0:
             rules[name] = WARNINGS["points_do_not_fall"]
         elif extra > stats.f.isf(REJECTED, 1, max(spare, 1)):
@@ -164,15 +175,6 @@ def _edges(cells: Mapping[float, Sequence[Mapping[str, Any]]]) -> Iterator[Findi
         yield Finding("tuning_unknown", f"no search of {', '.join(AXES)} is shown at the baseline's best sizes", math.inf)
 
 
-def _parity(tried: Mapping[tuple[str, float], int], baseline: str) -> Iterator[Finding]:
-    """Yield the recipes that were tried at more than twice the baseline's points."""
-    most = max(points for (name, _), points in tried.items() if name == baseline)
-    for recipe, own in groupby(tried.items(), lambda item: item[0][0]):
-        counts = [(tried.get((baseline, d), most), points, f"at D = {d:,.10g}") for (_, d), points in own]
-        if few := [f"{base} points, not {points}, {place}" for base, points, place in counts if 2 * base < points]:
-            yield Finding("untuned_baseline", f"the baseline was tried less than {recipe}: {', '.join(few)}", math.inf, recipe)
-
-
 def _fixed_axes(recipes: Recipes, baseline: str) -> Iterator[Finding]:
     """Yield the axes that the baseline holds fixed, and what tuning them gained in another recipe."""
     for (recipe, cells), axis in product(recipes.items(), AXES):
@@ -181,7 +183,8 @@ def _fixed_axes(recipes: Recipes, baseline: str) -> Iterator[Finding]:
             at_own = [min((_loss(p) for p in points if p[axis] in own), default=math.inf) for points in cells.values()]
             gain = max(loss - min(map(_loss, points)) for loss, points in zip(at_own, cells.values(), strict=True))
             worth = f"where that gained {gain:.4f} nats" if gain < math.inf else "and what that gained is not shown"
-            yield Finding("axis_fixed", f"{axis} is {own.pop()} in all of the baseline and varies in {recipe}, {worth}", gain, recipe)
+            text = f"{axis} is {own.pop()} in all of the baseline and varies in {recipe}, {worth}"
+            yield Finding("axis_fixed", text, gain, recipe)
 
 
 def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[Finding], noise: float) -> dict[str, Any]:
@@ -192,8 +195,9 @@ def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[
     hidden, outside = noise + sum(finding.worth for finding in findings), all(each["ratio"] is None for each in read[:2])
     own = {"extrapolated": outside, "rules_disagree": bool(values) and high > DISAGREE * low, "fragile": hidden >= halved_by}
     names = list(dict.fromkeys([finding.name for finding in findings] + [name for name in own if own[name]]))
-    untested = [name for name in ("few_points", "rules_disagree") if outside and name in names]
-    doubts = ["no rule gives it"] * (not values) + ["extrapolated", *untested] * bool(untested)
+    weak = {"few_points", "rules_disagree"} & {*names} and (outside or high >= 2 * low)
+    doubts = ["no rule gives it"] * (not values)
+    doubts += [name for name in ("extrapolated", "few_points", "rules_disagree") if weak and name in names]
     doubts += [finding.name for finding in findings if own["fragile"] and finding.worth] + ["noise"] * (noise >= halved_by)
     reason = ", ".join(dict.fromkeys(doubts)) or f"{halved_by:.3f} nats halve it; flaws and noise may hide {hidden:.3f}"
     if values and high <= 1:

@@ -94,6 +94,25 @@ def test_a_diverged_neighbour_is_worse_and_not_missing():
     assert audit(rows, "standard")["findings"] == []
 
 
+def test_a_budget_where_all_diverged_counts_as_none():
+    """Its losses are infinite: differences of them would be no number, and no flaw would be seen."""
+    rows = [row | ({"val_loss": math.nan} if row["seed_tokens"] == 2e4 else {}) for row in simulate()]
+    audited = audit(rows, "standard")
+    assert audited["findings"] == [] and len(audited["ratios"]) == 2 and len(audited["baseline"]) == 7
+
+
+def test_members_of_an_ensemble_are_no_points_that_were_tuned():
+    rows = [row | {"members": 1} for row in simulate()]
+    more = [row | {"members": k} for row in rows for k in (2, 3, 4) if row["recipe"] == "better"]
+    assert audit(rows + more, "standard")["findings"] == []
+
+
+def test_coarse_budgets_between_which_rules_differ_by_2_make_a_ratio_fragile():
+    audited = audit(simulate(6.0, budgets=(1, 32, 64, 128, 256, 512), at=(1,)), "standard")
+    (ratio,) = audited["ratios"]
+    assert ratio["low"] < 6.01 and ratio["high"] > 2 * ratio["low"] and ratio["reason"] == "rules_disagree"
+
+
 def test_one_size_of_the_baseline_makes_ratios_fragile():
     rows = [r for r in simulate() if r["recipe"] == "better" or r["parameters_total"] == 100 * r["seed_tokens"]]
     audited = audit(rows, "standard")
@@ -116,9 +135,9 @@ def test_beyond_the_budgets_a_law_without_freedom_makes_a_ratio_fragile():
 
 def test_a_strong_result_over_an_untuned_baseline_is_fragile():
     tuned = simulate(8.0, at=(2, 4))
-    baseline = [r for r in tuned if r["recipe"] == "standard" and (r["lr"] == 1e-3 or (r["lr"], r["weight_decay"]) == (3e-3, 0.3))]
-    audited = audit([*baseline, *(r for r in tuned if r["recipe"] == "better")], "standard")
-    assert "untuned_baseline" in names(audited) and "20 points, not 45" in text(audited, "untuned_baseline")
+    settings = [(1e-3, 0.1), (1e-3, 0.3), (1e-3, 1.0), (3e-3, 0.3)]
+    audited = audit([r for r in tuned if r["recipe"] == "better" or (r["lr"], r["weight_decay"]) in settings], "standard")
+    assert "untuned_baseline" in names(audited) and "(45 points, not 20)" in text(audited, "untuned_baseline")
     assert all(r["verdict"] == "fragile" and "untuned_baseline" in r["reason"] for r in audited["ratios"])
 
 
