@@ -2,9 +2,9 @@
 
 The ratio of a recipe at D is the tokens the baseline needs for the recipe's best loss, over D (arXiv 2509.14786, section 2). How
 many depends on the rule that reads the baseline's best losses over D; every rule is tried, and the ratio is their range, which
-is no interval. A flaw has a worth: the nats it may hide in the baseline, infinite if not known. A ratio is fragile when these and
-the noise (two standard deviations of a loss) could halve it, when rules differ by a factor of 2, and when it lies outside the
-baseline's budgets and the laws there are untested or disagree.
+is no interval. A flaw has a worth: the nats it may hide in the baseline, infinite if not known. A ratio is fragile when flaws and
+noise (two standard deviations of a loss) may hide what halves it or brings it to 1, when rules differ by a factor of 2, and when
+it lies outside the baseline's budgets and the laws there are untested or disagree.
 """
 
 import math
@@ -30,8 +30,8 @@ DISAGREE, REJECTED = 1.25, 0.05  # highest rule over lowest; p below which a riv
 OF_RATIOS = {
     "untuned_baseline": ("{points} points, not {baseline_points}", "the baseline was tried at fewer than half as many points"),
     "extrapolated": ("loss {loss:.4f}", "outside what the baseline reached within its budgets, so only laws give a ratio"),
-    "rules_disagree": ("{low:.2f}x to {high:.2f}x", f"the highest rule gives over {DISAGREE} times the lowest"),
-    "fragile": ("{halved_by:.3f} nats halve it", "the flaws and the noise found may hide as much in the baseline"),
+    "rules_disagree": ("from {low:.2f}x", f"the highest rule gives over {DISAGREE} times the lowest"),
+    "fragile": ("{lost_by:.3f} nats halve it or make it 1", "the flaws and noise found may hide as much in the baseline"),
 }
 Recipes = Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]]  # points by recipe and D
 Rule = tuple[Callable[[Any], Any], float, float] | str  # loss over D / the smallest D, from and to; or why there is none
@@ -191,32 +191,36 @@ def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[
     read = [{"rule": name, **_read(rule, loss, x)} for name, rule in rules.items()]
     values = [each["ratio"] for each in read if each["ratio"] is not None]
     low, high = min(values, default=None), max(values, default=None)
-    halved_by = min((each["halved_by"] for each in read if each["halved_by"] is not None), default=math.inf)
+    halved_by, lost_by = (
+        min((each[name] for each in read if each[name] is not None), default=math.inf) for name in ("halved_by", "lost_by")
+    )
     hidden, outside = noise + sum(finding.worth for finding in findings), all(each["ratio"] is None for each in read[:2])
-    own = {"extrapolated": outside, "rules_disagree": bool(values) and high > DISAGREE * low, "fragile": hidden >= halved_by}
+    own = {"extrapolated": outside, "rules_disagree": bool(values) and high > DISAGREE * low, "fragile": hidden >= lost_by}
     names = list(dict.fromkeys([finding.name for finding in findings] + [name for name in own if own[name]]))
     weak = {"few_points", "rules_disagree"} & {*names} and (outside or high >= 2 * low)
     doubts = ["no rule gives it"] * (not values)
     doubts += [name for name in ("extrapolated", "few_points", "rules_disagree") if weak and name in names]
-    doubts += [finding.name for finding in findings if own["fragile"] and finding.worth] + ["noise"] * (noise >= halved_by)
-    reason = ", ".join(dict.fromkeys(doubts)) or f"{halved_by:.3f} nats halve it; flaws and noise may hide {hidden:.3f}"
+    doubts += [finding.name for finding in findings if own["fragile"] and finding.worth] + ["noise"] * (noise >= lost_by)
+    reason = (
+        ", ".join(dict.fromkeys(doubts)) or f"{lost_by:.3f} nats halve it or make it 1; flaws and noise may hide {hidden:.3f}"
+    )
     if values and high <= 1:
         doubts, reason = [], "no gain by any rule; a better baseline would only lower it"
     verdict = {"verdict": "fragile" if doubts else "holds", "reason": reason}
-    return {"low": low, "high": high, "halved_by": halved_by, **verdict, "findings": names, "rules": read}
+    return {"low": low, "high": high, "halved_by": halved_by, "lost_by": lost_by, **verdict, "findings": names, "rules": read}
 
 
 def _read(rule: Rule, loss: float, x: float) -> dict[str, Any]:
-    """Return the ratio for a loss at x, and by how many nats the whole curve must fall to halve it."""
-    ratio, halved_by, reason = None, None, rule
-    if not isinstance(rule, str):
-        curve, *ends = rule
-        (most, least), limit, reason = map(curve, ends), getattr(curve, "limit", None), None
-        if least <= loss <= most:
-            needed = math.exp(optimize.brentq(lambda t: curve(math.exp(t)) - loss, *np.log(ends)))
-            ratio, halved_by = needed / x, float(curve(needed / 2)) - loss if needed / 2 >= ends[0] else None
-        elif limit is None:
-            reason = f"outside the baseline's losses, {most:.4f} to {least:.4f}"
-        else:
-            ratio, reason = math.inf if loss < least else 0.0, f"never this loss: its limit is {limit:.4f}"
-    return {"ratio": ratio, "halved_by": halved_by, "reason": reason}
+    """Return the ratio for a loss at x, and by how many nats the whole curve must fall to halve it, or to halve it or reach 1."""
+    read = {"ratio": None, "halved_by": None, "lost_by": None, "reason": rule if isinstance(rule, str) else None}
+    if read["reason"]:
+        return read
+    curve, *ends = rule
+    (most, least), limit = map(curve, ends), getattr(curve, "limit", None)
+    if least <= loss <= most:
+        needed = math.exp(optimize.brentq(lambda t: curve(math.exp(t)) - loss, *np.log(ends)))
+        places = {"halved_by": needed / 2, "lost_by": max(needed / 2, x)}
+        return read | {"ratio": needed / x} | {k: float(curve(at)) - loss for k, at in places.items() if at >= ends[0]}
+    if limit is None:
+        return read | {"reason": f"outside the baseline's losses, {most:.4f} to {least:.4f}"}
+    return read | {"ratio": math.inf if loss < least else 0.0, "reason": f"never this loss: its limit is {limit:.4f}"}

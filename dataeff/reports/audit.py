@@ -49,6 +49,7 @@ def audit_table(source: str, baseline: str, mapped: dict[str, str], database: Da
 def audit_parts(audited: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str], list[list[Any]]]]]:
     """Return what is read of an audit: lines, and tables as (title, columns, rows)."""
     law, noise, ratios, rules = audited["law"], audited["noise_sd"], [], []
+    used = {rule["rule"] for r in audited["ratios"] for rule in r["rules"] if rule["ratio"] is not None}
     constants = "".join(f"; {name} {law[name]:.4g}" for name in ("a", "alpha", "e", "rmse") if name in law)
     lines = [
         f"{audited['verdict']}: {audited['reason']}. A ratio is a range over rules, not an interval.",
@@ -56,17 +57,19 @@ def audit_parts(audited: dict[str, Any]) -> tuple[list[str], list[tuple[str, lis
         f"Noise of one loss: {'not known' if noise is None else f'sd {noise:.4f} nats'}.",
     ]
     for r in audited["ratios"]:
-        halved_by = None if math.isinf(r["halved_by"]) else r["halved_by"]
-        numbers = [f"{_times(r['low'])} to {_times(r['high'])}", _times(r["published"]), halved_by, r["points"]]
-        ratios.append([r["recipe"], f"{r['seed_tokens']:,.10g}", r["loss"], *numbers, f"{r['verdict']}: {r['reason']}"])
-    for read in zip(*(r["rules"] for r in audited["ratios"]), strict=True):
-        why = dict.fromkeys(each["reason"] for each in read if each["reason"])
-        rules.append([read[0]["rule"], ", ".join(_times(each["ratio"]) for each in read), "; ".join(why)])
-    columns = ["recipe", "D", "loss", "ratio", "published", "nats that halve it", "points", "verdict"]
-    flaws = [[flaw["name"], flaw["text"]] for flaw in audited["findings"]]
+        place, verdict = [r["recipe"], f"{r['seed_tokens']:,.10g}"], f"{r['verdict']}: {r['reason']}"
+        span = [f"{_times(r['low'])} to {_times(r['high'])}", _times(r["published"])]
+        ratios.append([*place, r["loss"], *span, f"{r['halved_by']:.3f}", r["points"], verdict])
+        rules.append([*place, *(_times(rule["ratio"]) for rule in r["rules"] if rule["rule"] in used)])
+    reasons = dict.fromkeys((rule["rule"], rule["reason"]) for r in audited["ratios"] for rule in r["rules"] if rule["reason"])
     base = [[f"{each['seed_tokens']:,.10g}", each["loss"], each["points"]] for each in audited["baseline"]]
-    titles = ("Ratios", columns, ratios), ("Flaws", ["name", "finding"], flaws), ("Baseline", ["D", "loss", "points"], base)
-    return lines, [*titles, ("Rules", ["rule", "ratios, in the order above", "why none"], rules)]
+    return lines, [
+        ("Ratios", ["recipe", "D", "loss", "ratio", "published", "nats that halve it", "points", "verdict"], ratios),
+        ("Flaws", ["name", "finding"], [[flaw["name"], flaw["text"]] for flaw in audited["findings"]]),
+        ("Baseline", ["D", "loss", "points"], base),
+        ("By rule", ["recipe", "D", *(r["rule"] for r in audited["ratios"][0]["rules"] if r["rule"] in used)], rules),
+        ("Rules without a ratio", ["rule", "reason"], list(map(list, reasons))),
+    ]
 
 
 def _times(ratio: float | None) -> str:

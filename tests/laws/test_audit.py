@@ -63,6 +63,14 @@ def test_the_gain_that_halves_a_ratio_is_that_of_the_closed_form():
         assert ratio["halved_by"] == pytest.approx(law["halved_by"], rel=0.01)
 
 
+def test_what_brings_a_small_ratio_to_1_counts_though_it_does_not_halve_it():
+    """1.05 times the data is a gain of A d^-alpha (1 - 1.05^-alpha): 0.026 nats at d = 8."""
+    (ratio,) = audit(simulate(1.05, at=(8,), sd=0.02), "standard")["ratios"]
+    assert ratio["halved_by"] > 0.4 and ratio["verdict"] == "fragile" and "noise" in ratio["reason"]
+    (ratio,) = audit(simulate(1.05, at=(8,)), "standard")["ratios"]
+    assert ratio["verdict"] == "holds" and ratio["lost_by"] == pytest.approx(A * 8**-ALPHA * (1 - 1.05**-ALPHA), rel=0.01)
+
+
 def test_too_few_budgets_and_one_seed_are_named():
     audited = audit(simulate(budgets=(1, 4, 16), at=(2,), seeds=1), "standard")
     assert {"few_points", "one_seed"} <= names(audited)
