@@ -10,7 +10,6 @@ it lies outside the baseline's budgets and the laws there are untested or disagr
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +28,10 @@ FREEDOM = 2  # degrees of freedom below which the form of a law is untested
 DISAGREE, REJECTED = 1.25, 0.05  # highest rule over lowest; p below which a rival law is rejected
 OF_RATIOS = {
     "untuned_baseline": ("{points} points, not {baseline_points}", "the baseline was tried at fewer than half as many points"),
+    "axis_fixed": ("{axes}", "the baseline holds this axis fixed elsewhere; leaving its value gained as much"),
     "extrapolated": ("loss {loss:.4f}", "outside what the baseline reached within its budgets, so only laws give a ratio"),
     "rules_disagree": ("from {low:.2f}x", f"the highest rule gives over {DISAGREE} times the lowest"),
-    "fragile": ("{lost_by:.3f} nats halve it or make it 1", "the flaws and noise found may hide as much in the baseline"),
+    "fragile": ("{lost_by:.3f} nats halve it or make it 1", "the flaws and noise found may hide as much"),
 }
 Recipes = Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]]  # points by recipe and D
 Rule = tuple[Callable[[Any], Any], float, float] | str  # loss over D / the smallest D, from and to; or why there is none
@@ -40,8 +40,7 @@ Rule = tuple[Callable[[Any], Any], float, float] | str  # loss over D / the smal
 class Finding(NamedTuple):
     name: str
     text: str
-    worth: float = 0.0
-    recipe: str | None = None  # whose ratios it affects, None for all
+    worth: float = 0.0  # nats it may hide, infinite if not known, NaN if it hides none or its ratios say how many
 
 
 def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
@@ -60,9 +59,9 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
         raise InputError(f"--baseline {baseline}: it and another recipe need losses in the table; {nearest(baseline, recipes)}")
     stated = {(row["law_alpha"], row["law_e"]) for row in rows if row.get("law_alpha") and row.get("law_e") is not None}
     rules, law = _rules(base, sorted(stated))
-    findings = [*_edges(recipes[baseline]), *_fixed_axes(recipes, baseline)]
+    findings = list(_edges(recipes[baseline]))
     if (freedom := max(len(base) - 3, 0)) < FREEDOM:
-        text = f"budgets of the baseline: {len(base)}, which leave a law of 3 parameters {freedom} degrees of freedom"
+        text = f"budgets of the baseline: {len(base)}; degrees of freedom left to a law of 3 parameters: {freedom}"
         findings.append(Finding("few_points", text))
     if sd is None:
         findings.append(Finding("one_seed", "no point has two seeds or a standard error: the noise of a loss is not known"))
@@ -70,10 +69,11 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
     ratios, most = [], max(points for (name, _), points in tried.items() if name == baseline)
     for name, d in [key for key in best if key[0] != baseline]:
         points, its = tried[name, d], tried.get((baseline, d), most)
-        own = [f for f in findings if f.recipe in (None, name)]
-        own += [Finding("untuned_baseline", "", math.inf)] if points > 2 * its else []
+        gains = _untried(cells[name, d], sum(recipes[baseline].values(), []))
+        own = [*findings, *[Finding("untuned_baseline", "", math.inf)] * (points > 2 * its)]
+        own += [Finding("axis_fixed", "", gain) for gain in gains.values()]
         ratio = {"recipe": name, "seed_tokens": d, "loss": best[name, d], "published": published.get((name, d))}
-        ratio |= {"points": points, "baseline_points": its}
+        ratio |= {"points": points, "baseline_points": its, "untried": gains}
         ratios.append(ratio | _ratio(best[name, d], d / min(base), rules, own, 2 * (sd or 0.0)))
     holding = sum(ratio["verdict"] == "holds" for ratio in ratios)
     return {
@@ -88,12 +88,15 @@ def audit(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
 
 
 def _of_ratios(ratios: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    for name, (numbers, text) in OF_RATIOS.items():
+    """Yield the flaws of single ratios, each with the first three that have it."""
+    for name, (numbers, sentence) in OF_RATIOS.items():
         place = "{recipe} at D = {seed_tokens:,.10g} (" + numbers + ")"
-        places = [place.format(**ratio) for ratio in ratios if name in ratio["findings"]]
+        hit = [ratio for ratio in ratios if name in ratio["findings"]]
+        axes = [", ".join(f"{a} {g:.3f} nats".replace("inf nats", "not shown") for a, g in r["untried"].items()) for r in hit]
+        places = [place.format(**ratio, axes=text) for ratio, text in zip(hit, axes, strict=True)]
         places[3:] = [f"{len(places) - 3} more"] * (len(places) > 3)
         if places:
-            yield Finding(name, f"{'; '.join(places)}: {text}")
+            yield Finding(name, f"{'; '.join(places)}: {sentence}", math.nan)
 
 
 def _loss(point: Mapping[str, Any]) -> float:
@@ -175,16 +178,11 @@ def _edges(cells: Mapping[float, Sequence[Mapping[str, Any]]]) -> Iterator[Findi
         yield Finding("tuning_unknown", f"no search of {', '.join(AXES)} is shown at the baseline's best sizes", math.inf)
 
 
-def _fixed_axes(recipes: Recipes, baseline: str) -> Iterator[Finding]:
-    """Yield the axes that the baseline holds fixed, and what tuning them gained in another recipe."""
-    for (recipe, cells), axis in product(recipes.items(), AXES):
-        own, its = ({p[axis] for points in each.values() for p in points} for each in (recipes[baseline], cells))
-        if len(own) == 1 < len(its):
-            at_own = [min((_loss(p) for p in points if p[axis] in own), default=math.inf) for points in cells.values()]
-            gain = max(loss - min(map(_loss, points)) for loss, points in zip(at_own, cells.values(), strict=True))
-            worth = f"where that gained {gain:.4f} nats" if gain < math.inf else "and what that gained is not shown"
-            text = f"{axis} is {own.pop()} in all of the baseline and varies in {recipe}, {worth}"
-            yield Finding("axis_fixed", text, gain, recipe)
+def _untried(points: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return axes that the baseline holds fixed elsewhere than at a recipe's best, and what leaving its value gained, in nats."""
+    best, fixed = min(points, key=_loss), {axis: {point[axis] for point in base} for axis in AXES}
+    away = [axis for axis, own in fixed.items() if len(own) == 1 and best[axis] is not None and best[axis] not in own]
+    return {a: min((_loss(p) for p in points if p[a] in fixed[a]), default=math.inf) - _loss(best) for a in away}
 
 
 def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[Finding], noise: float) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _ratio(loss: float, x: float, rules: Mapping[str, Rule], findings: Sequence[
     doubts += [name for name in ("extrapolated", "few_points", "rules_disagree") if weak and name in names]
     doubts += [finding.name for finding in findings if own["fragile"] and finding.worth] + ["noise"] * (noise >= lost_by)
     reason = (
-        ", ".join(dict.fromkeys(doubts)) or f"{lost_by:.3f} nats halve it or make it 1; flaws and noise may hide {hidden:.3f}"
+        ", ".join(dict.fromkeys(doubts)) or f"{lost_by:.3f} nats halve it or make it 1, flaws and noise hide up to {hidden:.3f}"
     )
     if values and high <= 1:
         doubts, reason = [], "no gain by any rule; a better baseline would only lower it"

@@ -158,8 +158,14 @@ def test_a_baseline_whose_search_is_not_shown_is_fragile():
 def test_an_axis_that_the_baseline_alone_holds_fixed_is_worth_what_it_gained_elsewhere():
     rows = [row for row in simulate(1.2) if row["recipe"] == "better" or row["weight_decay"] == 0.1]
     audited = audit(rows, "standard")
-    (flaw,) = [finding for finding in audited["findings"] if finding["name"] == "axis_fixed"]
-    assert flaw["worth"] == pytest.approx(0.02 * np.log(3) ** 2) and flaw["recipe"] == "better"
+    assert "weight_decay" in text(audited, "axis_fixed")
+    for ratio in audited["ratios"]:
+        assert ratio["untried"] == {"weight_decay": pytest.approx(0.02 * np.log(3) ** 2)} and "axis_fixed" in ratio["findings"]
+
+
+def test_an_axis_fixed_where_the_recipe_is_best_is_no_flaw():
+    rows = [row for row in simulate() if row["recipe"] == "better" or row["weight_decay"] == 0.3]
+    assert "axis_fixed" not in names(audit(rows, "standard"))
 
 
 def test_laws_that_disagree_beyond_the_budgets_are_named():
