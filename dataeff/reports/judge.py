@@ -1,7 +1,8 @@
-"""The claims of a study, judged by pairs of recorded runs that share their seeds, one of each recipe, of which none tuned.
+"""The claims of a study, judged by pairs of recorded runs or ensembles, one of each recipe, that chose nothing.
 
-Each recipe stands at its best size at D, the one where its search ended lowest. A verdict is of the pairs recorded now, in
-whatever order they came; there are none while a search goes on, as its optimum may still move.
+A draw of the data is one pair, of the means over its seeds: runs on one draw are not independent. On the draw that tunes a pair
+shares its seed. Each recipe stands at its best size at D, the one whose tuning runs ended lowest. A verdict is of the pairs
+recorded now, in whatever order they came; there are none while a search goes on, as its optimum may still move.
 """
 
 import json
@@ -14,23 +15,34 @@ from dataeff.errors import InputError
 from dataeff.laws.judge import judge
 from dataeff.records.queries import Table, require_study
 
-# One row a pair: the losses of recipes $2 and $3 of study $1 at D = $4, under the same seeds; NULL where a run diverged.
+# One row a pair: the losses of recipes $2 and $3 of study $1 at D = $4; NULL where a run diverged.
 PAIRS = """
 WITH chosen AS (
-    SELECT recipe, arg_min(cell_id, (best_loss IS NULL, best_loss, cell_id)) AS cell_id
-    FROM cell WHERE study = $1 AND recipe IN ($2, $3) AND seed_tokens = $4
-    GROUP BY recipe HAVING count_if(state IN ('waiting', 'searching')) = 0
+    SELECT cell.recipe, arg_min(cell_id, (chosen_by IS NULL, chosen_by, cell_id)) AS cell_id
+    FROM cell JOIN (SELECT cell_id, chosen_by FROM cell_limit) USING (cell_id)
+    WHERE study = $1 AND recipe IN ($2, $3) AND seed_tokens = $4
+    GROUP BY cell.recipe HAVING count_if(state IN ('waiting', 'searching')) = 0
 ), tuned AS (
     SELECT run_id FROM trial JOIN cell USING (cell_id)
     WHERE study = $1 AND (role = 'search' OR role = 'member' AND objective = 'K')
 ), repeat AS (
-    SELECT cell.recipe, train_seed, data_seed, val_loss
+    SELECT cell.recipe, coalesce(draw, 0) AS draw, train_seed, val_loss
     FROM chosen JOIN cell USING (cell_id) JOIN trial USING (cell_id) JOIN run USING (run_id)
-    WHERE role = 'replicate' AND coordinates = best AND run_id NOT IN (FROM tuned)
+    WHERE cell.members = 1 AND role = 'replicate' AND coordinates = best AND run_id NOT IN (FROM tuned)
+    UNION ALL
+    SELECT cell.recipe, draw, NULL, mean_loss
+    FROM chosen JOIN cell USING (cell_id) JOIN cell_ensemble USING (cell_id)
+        JOIN ensemble_size AS law ON law.ensemble_id = cell_ensemble.ensemble_id AND law.averaging = cell.averaging
+            AND law.members = cell.members
+    WHERE role = 'replicate' AND coordinates = best
+), drawn AS (
+    SELECT recipe, draw, if(draw > 0, NULL, train_seed) AS seed, if(count(val_loss) = count(*), avg(val_loss), NULL) AS val_loss
+    FROM repeat GROUP BY ALL
 )
 SELECT better.val_loss, other.val_loss
-FROM (FROM repeat WHERE recipe = $2) AS better JOIN (FROM repeat WHERE recipe = $3) AS other USING (train_seed, data_seed)
-ORDER BY train_seed, data_seed"""
+FROM (FROM drawn WHERE recipe = $2) AS better JOIN (FROM drawn WHERE recipe = $3) AS other
+    ON better.draw = other.draw AND (better.draw > 0 OR better.seed = other.seed)
+ORDER BY better.draw, better.seed"""
 
 COLUMNS = ["claim", "statement", "state", "pairs", "difference", "low", "high", "e_for", "e_against", "pairs_expected", "reason"]
 NO_CLAIM = "study {} declares no claim; add one to its file and run it again: a table [claims.mine] with better, than, at and by"

@@ -123,3 +123,26 @@ def test_a_study_without_claims_or_without_a_record_is_refused(recorded):
         judged_claims(recorded.connection, "study")
     with pytest.raises(NotFoundError):
         judged_claims(recorded.connection, "studdy")
+
+
+def test_a_draw_of_the_data_is_one_pair_whatever_the_number_of_its_seeds(recorded, cells):
+    for cell, losses in zip(cells, ([3.0, 3.1, 3.7], [2.9, 2.9]), strict=True):
+        ids = repeats(recorded, cell, losses, first=7)
+        recorded.connection.execute("UPDATE run SET draw = 1 WHERE list_contains($1, run_id)", [ids])
+    row = judged(recorded)
+    assert row["pairs"] == 4
+    assert row["difference"] == pytest.approx((0.10 + 0.11 + 0.10 + (9.8 / 3 - 2.9)) / 4)
+
+
+def test_an_ensemble_is_paired_with_single_models_on_the_same_draw(recorded):
+    claim(recorded, better="many")
+    standard, many = recorded.cell({(0,): 3.0}), recorded.cell({}, recipe="many", limit="K", members=3)
+    recorded.ensemble(many, (0,), lambda subset: 9.0, members=3)
+    for draw, (single, together) in enumerate([(3.5, 3.3), (3.6, 3.41), (3.4, 3.2)], 1):
+        ids = repeats(recorded, standard, [single], first=draw)
+        recorded.connection.execute("UPDATE run SET draw = $1 WHERE run_id = $2", [draw, ids[0]])
+        ensemble = recorded.ensemble(many, (0,), lambda subset, loss=together: loss, members=3)
+        of_draw = f"role = 'replicate', draw = {draw} WHERE ensemble_id = '{ensemble}'"
+        recorded.connection.execute(f"UPDATE cell_ensemble SET {of_draw}")
+    row = judged(recorded)
+    assert row["pairs"] == 3 and row["difference"] == pytest.approx((0.2 + 0.19 + 0.2) / 3)
