@@ -152,7 +152,7 @@ def answer(
             save_chart(limits_chart(**study_limits(connection, study)), plot)
 
     def print_answer() -> None:
-        print(found["question"], found["sentence"], sep="\n\n")
+        print(found["question"], found["sentence"], *found["claims"], sep="\n\n")
         common.print_table(*found["trained"], title="Trained")
         common.print_table(*found["limits"], title="Limits, extrapolated")
         print("\nCaveats", *found["caveats"], sep="\n")

@@ -15,6 +15,7 @@ from dataeff.laws.fit import NO_FREEDOM, WARNINGS
 from dataeff.laws.noise import least_of
 from dataeff.records.queries import query, records, require_study
 from dataeff.reports.frames import Records, by_key
+from dataeff.reports.judge import claim_sentences
 
 NEIGHBOURHOOD = 7  # an optimum on three axes and the points beside it
 FAR = 100  # times the baseline's largest budget: beyond it a law says nothing
@@ -61,8 +62,8 @@ WHERE run_id IN (SELECT run_id FROM trial JOIN cell USING (cell_id) WHERE study 
 
 
 def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return `question`, `sentence` (about what was reached), `trained` and `limits` (tables to read, as (columns, rows)),
-    `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
+    """Return `question`, `sentence` (about what was reached), `claims` (declared beforehand, with their verdicts), `trained` and
+    `limits` (tables to read, as (columns, rows)), `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
 
     Raises `NotFoundError` for a study that is not recorded.
     """
@@ -75,6 +76,7 @@ def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     return {
         "question": str(question),
         "sentence": _sentence(summary, baseline),
+        "claims": claim_sentences(connection, study),
         "trained": (["recipe", "D", "loss", "model", efficiency], [_trained(row) for row in summary]),
         "limits": (["recipe", "D", "limit", efficiency, "beyond the data"], [_limit(row) for row in limits]),
         "caveats": _caveats(connection, study, summary),

@@ -77,6 +77,15 @@ def _row(connection: duckdb.DuckDBPyConnection, study: str, name: str, claim: di
     return *declared, *numbers, *e_values, verdict.pairs_expected, reason
 
 
+def claim_sentences(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    """Return each claim of a study and its verdict as a sentence; nothing for one without claims."""
+    claims = connection.execute("SELECT spec->'claims' FROM study WHERE name = $1", [study]).fetchone()
+    if claims is None or claims[0] in (None, "{}", "null"):
+        return []
+    columns, rows = judged_claims(connection, study)
+    return [claim_sentence(dict(zip(columns, row, strict=True))) for row in rows]
+
+
 def claim_sentence(row: dict[str, Any]) -> str:
     """Return a row of `judged_claims` as a sentence."""
     text = f"Claim {row['claim']}, {row['statement']}: {row['state']} after {row['pairs']} pairs"
