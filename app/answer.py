@@ -17,6 +17,8 @@ def show_reached(study: str) -> dict[str, Any]:
     answer = page.read(study_answer, study)
     st.subheader(page.plain(answer["question"]))
     st.markdown(f"**{page.plain(answer['sentence'])}**")
+    for claim in answer["claims"]:
+        st.markdown(page.plain(claim))
     page.show_table(*answer["trained"], f"{study} trained", height=min(36 * len(answer["trained"][1]) + 38, 360))
     return answer
 

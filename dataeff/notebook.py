@@ -53,7 +53,7 @@ class Results:
     def summary(self, study: str | None = None) -> str:
         """Return the answer in one sentence, and its caveats."""
         answer = self._read(study_answer, study)
-        return "\n".join([answer["sentence"], "", *answer["caveats"]])
+        return "\n".join([answer["sentence"], *answer["claims"], "", *answer["caveats"]])
 
     def limits_chart(self, study: str | None = None, dark: bool = False) -> Figure:
         """Return loss against parameters, one panel a budget, with laws and limits."""

@@ -1,4 +1,4 @@
-"""Commands on what is recorded: runs, show, sql, fit, export, import, rebuild, doctor."""
+"""Commands on what is recorded: runs, show, sql, fit, export, import, rebuild, doctor, audit."""
 
 import os
 import platform
@@ -243,3 +243,34 @@ def doctor(output: OutputFile = None, form: Format = "table", database: Database
     show_rows(["check", "state", "finding"], rows, output, form)
     if any(row[1] == "bad" for row in rows):
         raise typer.Exit(1)
+
+
+@command("audit published", "audit losses.csv --baseline plain --map 'seed_tokens=tokens_m * 1e6' -o audit.html")
+def audit(
+    table: Annotated[str, Argument(help="a CSV, Parquet or JSON file, a SQL query on the database, or published (of the paper)")],
+    baseline: Annotated[str, Option(metavar="RECIPE", help="the recipe that others are compared with")] = "standard",
+    columns: Annotated[list[str] | None, Option("--map", metavar="COLUMN=SOURCE", help="SOURCE: a column or SQL")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", metavar="FILE", help="write a .html or .md page")] = None,
+    form: Format = "table",
+    database: DatabaseFile = HERE,
+) -> None:
+    """Find the flaws of data-efficiency ratios.
+
+    A row a run: recipe, seed_tokens (D), parameters_total (N), val_loss; better with lr, weight_decay, epochs and several seeds.
+    """
+    from dataeff.reports.audit import audit_parts, audit_table, write_audit
+
+    if output and (form != "table" or output.suffix not in (".html", ".md")):
+        raise InputError(f"-o {output}: a page is .html or .md, and takes no --format")
+    audited = audit_table(table, baseline, _pairs("--map", columns), database)
+    if output:
+        return write_audit(audited, output, f"Audit of {table}")
+
+    def print_audit() -> None:
+        lines, tables = audit_parts(audited)
+        print(*lines, sep="\n")
+        for title, names, rows in tables:
+            common.print_table(names, rows, title)
+
+    ratios = audited["ratios"]
+    show_rows(list(ratios[0]), [list(ratio.values()) for ratio in ratios], None, form, print_audit, audited)

@@ -1,4 +1,4 @@
-"""Commands on studies: init, plan, run, status, answer, app, report, refresh, delete."""
+"""Commands on studies: init, plan, run, status, answer, app, report, refresh, delete, judge."""
 
 import os
 import re
@@ -152,7 +152,7 @@ def answer(
             save_chart(limits_chart(**study_limits(connection, study)), plot)
 
     def print_answer() -> None:
-        print(found["question"], found["sentence"], sep="\n\n")
+        print(found["question"], found["sentence"], *found["claims"], sep="\n\n")
         common.print_table(*found["trained"], title="Trained")
         common.print_table(*found["limits"], title="Limits, extrapolated")
         print("\nCaveats", *found["caveats"], sep="\n")
@@ -226,3 +226,16 @@ def delete(study: StudyName, yes: Annotated[bool, YES] = False, database: Databa
     if not yes:
         typer.confirm("Delete it?", abort=True)
     delete_study(database, study)
+
+
+@command("judge mine.toml", "judge mine --format json")
+def judge(study: StudyName, output: OutputFile = None, form: Format = "table", database: DatabaseFile = HERE) -> None:
+    """Decide the claims that a study declares.
+
+    Supported, refuted or undecided, by pairs of runs that did not tune. Look after every pair if you like: the chance that a
+    false claim is ever supported is 5% at most.
+    """
+    from dataeff.reports.judge import judged_claims
+
+    with database.read() as connection:
+        common.show_rows(*judged_claims(connection, study), output, form)

@@ -80,7 +80,8 @@ def estimates(samples: Sequence[Sample]) -> tuple[list[Estimate], dict[float, Dr
         if s.is_ensemble and len(s.values) == 1:
             variance, freedom = s.variance / s.unit**2, s.freedom or math.inf
         sd = math.sqrt(variance)
-        result.append(Estimate(float(np.mean(s.values)), sd * s.unit / math.sqrt(len(s.values)), float(freedom), sd))
+        # Equal but for rounding, freedoms share what a resample draws of them.
+        result.append(Estimate(float(np.mean(s.values)), sd * s.unit / math.sqrt(len(s.values)), round(float(freedom), 6), sd))
     return result, _effects(drawn)
 
 

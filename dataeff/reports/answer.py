@@ -12,9 +12,12 @@ from typing import Any
 import duckdb
 
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS
+from dataeff.laws.noise import least_of
 from dataeff.records.queries import query, records, require_study
 from dataeff.reports.frames import Records, by_key
+from dataeff.reports.judge import claim_sentences
 
+NEIGHBOURHOOD = 7  # an optimum on three axes and the points beside it
 FAR = 100  # times the baseline's largest budget: beyond it a law says nothing
 COUNTS = ("", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 UNITS = "Losses in nats/token; D: distinct training tokens; N: parameters; K: members of an ensemble; intervals: 90%, of noise."
@@ -45,9 +48,22 @@ FROM certificate JOIN (SELECT cell_id, note, origin FROM cell) USING (cell_id) W
 """
 
 
+# Recipes whose optima are estimated by runs that chose them; points that the search compared; how long each searched.
+EFFORT = """
+SELECT recipe, bool_or(best.selected) AS selected, median(val_loss_sd) AS noise_sd, max(cell.members) AS members,
+    any_value(objective) AS objective, max(coalesce(neighbours_run, 0)) + 1 AS compared, sum(tried) AS points
+FROM cell JOIN cell_limit AS best USING (cell_id, study, recipe) JOIN (SELECT cell_id, val_loss_sd FROM best_run) USING (cell_id)
+    LEFT JOIN (SELECT cell_id, count(DISTINCT coordinates) AS tried FROM trial WHERE role = 'search' GROUP BY ALL) USING (cell_id)
+WHERE study = $1 AND reached_loss IS NOT NULL GROUP BY recipe ORDER BY recipe
+"""
+
+VALIDATION = """SELECT median(val_loss_standard_error) FROM run
+WHERE run_id IN (SELECT run_id FROM trial JOIN cell USING (cell_id) WHERE study = $1)"""
+
+
 def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
-    """Return `question`, `sentence` (about what was reached), `trained` and `limits` (tables to read, as (columns, rows)),
-    `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
+    """Return `question`, `sentence` (about what was reached), `claims` (declared beforehand, with their verdicts), `trained` and
+    `limits` (tables to read, as (columns, rows)), `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
 
     Raises `NotFoundError` for a study that is not recorded.
     """
@@ -56,11 +72,13 @@ def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     columns, rows = query(connection, NUMBERS, [study])
     summary = [dict(zip(columns, row, strict=True)) for row in rows]
     limits = [row for row in summary if row["kind"] != "best over N"]
+    efficiency = f"data efficiency{', one draw' if _one_draw(summary) else ''}"
     return {
         "question": str(question),
         "sentence": _sentence(summary, baseline),
-        "trained": (["recipe", "D", "loss", "model", "data efficiency"], [_trained(row) for row in summary]),
-        "limits": (["recipe", "D", "limit", "data efficiency", "beyond the data"], [_limit(row) for row in limits]),
+        "claims": claim_sentences(connection, study),
+        "trained": (["recipe", "D", "loss", "model", efficiency], [_trained(row) for row in summary]),
+        "limits": (["recipe", "D", "limit", efficiency, "beyond the data"], [_limit(row) for row in limits]),
         "caveats": _caveats(connection, study, summary),
         "numbers": (columns, rows),
     }
@@ -87,6 +105,11 @@ def _ends(low: float | None, high: float | None, text: Callable[[float], str]) -
     return [] if low is high is None else [f"{'?' if low is None else text(low)} to {'∞' if high is None else text(high)}"]
 
 
+def _one_draw(summary: Records) -> bool:
+    """Whether no recipe was estimated on two draws of the data: which D tokens they are is in no interval then."""
+    return all((row["draws"] or 1) < 2 for row in summary)
+
+
 def _sentence(summary: Records, baseline: str | None) -> str:
     """Say what was reached at the largest D at which there is more than the baseline."""
     done = [row for row in summary if row["best_trained"] is not None]
@@ -106,6 +129,7 @@ def _sentence(summary: Records, baseline: str | None) -> str:
         count = COUNTS[best["members"]] if best["members"] < len(COUNTS) else best["members"]
         verb, who = "were", f"{count} models together ({name})"
     parts = [f"{who} {f'{verb} worth' if known else 'reached'} {reached(best, ' the data')} at {tokens:,} tokens"]
+    parts[0] += " of one draw" if known and _one_draw(summary) else ""
     single = next((row for row in done if row["members"] == 1), best)
     if single is not best:
         parts.append(f"the best single model ({single['recipe']}) {reached(single)}")
@@ -139,6 +163,8 @@ def _limit(row: dict[str, Any]) -> tuple[str, ...]:
         beyond += [f"K -> ∞ from {row['largest_members']}"] if " in K" in kind else []
         beyond += [f"N -> ∞ from {row['largest_parameters']:,}"] if "best over N" not in kind else []
         beyond += [f"D {row['tokens_needed'] / row['largest_budget']:.3g}x"] if row["extrapolated"] else []
+        beyond += [f"{row['beyond']:+.3f} nats"] if row["beyond"] is not None else []
+        beyond += [f"largest size held out {row['held_out']:+.3f}"] if row["held_out"] is not None else []
     return row["recipe"], f"{row['seed_tokens']:,}", limit, ratio(row, "data_efficiency"), ", ".join(beyond)
 
 
@@ -148,7 +174,7 @@ def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records
     laws = records(connection, LAWS, [study])
     for law in laws:
         names = dict.fromkeys([*law["warnings"], *([NO_FREEDOM] if law["points"] == 3 else [])])
-        doubts = [WARNINGS.get(name, "its residuals are larger than the noise (p < 0.01)") for name in names]
+        doubts = [WARNINGS.get(name, "its residuals are more than twice the noise") for name in names]
         doubts += [f"{law['undefined']:.0%} of its resamples show no limit"] if law["undefined"] > 0.05 else []
         law["why"] = "; ".join([*doubts, *([f"no interval: {law['no_interval']}"] if law["no_interval"] else [])])
     for (name, why), own in by_key([law for law in laws if law["why"]], "name", "why").items():
@@ -159,6 +185,9 @@ def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records
     measured = [f"{r['recipe']} {r['noise_sd']:.4f} ({r['degrees_of_freedom']})" for r in noise if r["noise_sd"] is not None]
     lines += [f"Run-to-run noise, sd (degrees of freedom): {', '.join(measured)}."] if measured else []
     lines += [f"One seed only, so no interval for single models: {', '.join(one_seed)}."] if one_seed else []
+    lines += [*_draws(summary), *_selection(connection, study), *_edges(summary)]
+    (error,) = connection.execute(VALIDATION, [study]).fetchone()
+    lines += [f"All losses share one validation split; its standard error, {error:.3f} nats/token, is in none."] if error else []
     cells = records(connection, CELLS, [study])
     tied, states = sum(bool(cell["tied"]) for cell in cells), Counter(cell["state"] for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items(), key=lambda item: item[0] != "certified"))
@@ -170,3 +199,37 @@ def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records
         places = "; ".join(cell["place"] for cell in own) if len(own) < 4 else f"cells of {recipes}"
         lines.append(f"  {state}: {places}: {why}")
     return [*lines, UNITS]
+
+
+def _draws(summary: Records) -> list[str]:
+    if _one_draw(summary):
+        return ["One draw of the data: which D tokens a run sees is in no interval, and may move losses by more than seeds do."]
+    drawn = {row["seed_tokens"]: row["draw_sd"] for row in summary if row["draw_sd"] is not None}
+    text = ", ".join(f"{sd:.4f} at D = {tokens:,}" for tokens, sd in sorted(drawn.items()))
+    return [f"Draws of the data: tuned on the first, estimated on {max(row['draws'] or 1 for row in summary)} others; sd {text}."]
+
+
+def _selection(connection: duckdb.DuckDBPyConnection, study: str) -> list[str]:
+    """Return which recipes the runs that chose an optimum estimate, by how much that may flatter, and how long each searched."""
+    rows, lines, flattered = records(connection, EFFORT, [study]), [], []
+    for recipe, sd, members, objective, compared in (
+        [row[name] for name in ("recipe", "noise_sd", "members", "objective", "compared")] for row in rows if row["selected"]
+    ):
+        by = least_of(max(compared, NEIGHBOURHOOD)) / (members if objective == "single" else members**0.5)
+        flattered.append(f"{recipe} {by:.2g} sd of noise" if sd is None else f"{recipe} {by * sd:.3f}")
+    if flattered:
+        lines.append(f"Estimated by runs that chose the optimum, which may flatter by up to: {', '.join(flattered)} nats/token.")
+    if len(rows) > 1:
+        counts = ", ".join(f"{row['recipe']} {row['points'] or 0:,}" for row in rows)
+        lines.append(f"Points tried: {counts}.")
+    return lines
+
+
+def _edges(summary: Records) -> list[str]:
+    """Return where the best size is the largest that was tried: a larger one may be better, the baseline's too."""
+    at_edge: dict[str, list[str]] = {}
+    for row in sorted(summary, key=lambda row: row["seed_tokens"]):
+        if "best over N" in row["kind"] and row["cells"] > 1 and row["parameters_total"] == row["largest_parameters"]:
+            at_edge.setdefault(row["recipe"], []).append(f"{row['seed_tokens']:,}")
+    places = "; ".join(f"{recipe} at D = {', '.join(tokens)}" for recipe, tokens in at_edge.items())
+    return [f"Best size is the largest tried, so a larger one may be better: {places}."] if places else []

@@ -1,11 +1,9 @@
 """The queries behind the first chart, and what all queries of a study share: a read-only connection in, records out."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import duckdb
-from scipy import special
 
 from dataeff.records.queries import records, require_study
 from dataeff.reports.text import cell_text
@@ -39,7 +37,7 @@ WITH best AS MATERIALIZED (
     UNION ALL BY NAME
     SELECT 'point' AS layer, best.recipe, best.seed_tokens, best.size, best.members,
         best.members * best.parameters_total AS parameters_total, reached_loss AS val_loss, state, state <> 'certified' AS hollow,
-        reached_error AS error, freedom, cell_id, run_id, lr, weight_decay, epochs
+        reached_low AS low, reached_high AS high, cell_id, run_id, lr, weight_decay, epochs
     FROM best JOIN cell USING (cell_id) JOIN best_run USING (cell_id)
 )
 SELECT *, 'D = ' || format('{:,}', seed_tokens) || ' tokens' AS panel FROM layer
@@ -57,18 +55,7 @@ def study_limits(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str,
     """Return the arguments of `limits_chart`. Raises `NotFoundError` for a study that is not recorded."""
     require_study(connection, study)
     (question,) = connection.execute("SELECT question FROM study WHERE name = $1", [study]).fetchone()
-    return {"rows": with_bars(records(connection, LIMITS, [study])), "recipes": recipes(connection, study), "title": question}
-
-
-def with_bars(rows: Records) -> Records:
-    """Return rows with the 90% interval of val_loss, `low` to `high`, by Student's t, where they have an `error` (nats/token); a
-    normal one where no degrees of `freedom` are stated.
-    """
-    for row in rows:
-        if row.get("error") is not None and row["val_loss"] is not None:
-            half = row["error"] * float(special.stdtrit(row["freedom"] or math.inf, 0.95))
-            row |= {"low": row["val_loss"] - half, "high": row["val_loss"] + half}
-    return rows
+    return {"rows": records(connection, LIMITS, [study]), "recipes": recipes(connection, study), "title": question}
 
 
 def by_key(rows: Sequence[dict[str, Any]], *names: str) -> dict[tuple[Any, ...], Records]:

@@ -18,7 +18,7 @@ from dataeff.laws.forms import Exponential, Form, PowerLaw, PowerLawWithoutFloor
 from dataeff.laws.intervals import compare, leave_largest_out
 from dataeff.records.queries import records, require_study
 from dataeff.reports.charts import Axis
-from dataeff.reports.frames import Records, recipes, with_bars
+from dataeff.reports.frames import Records, recipes
 
 UNITS = {"N": 1e9, "K": 1.0, "D": 1e6}  # of x, as fitted
 TITLES = {"N": "parameters N (total)", "K": "members K", "D": "seed tokens D"}  # of the axis
@@ -50,7 +50,7 @@ FROM data_law AS law LEFT JOIN fit_state ON fit_id = concat_ws('/', law.study, l
 POINTS = {
     "N": """
 SELECT recipe, seed_tokens, NULL AS size, NULL AS averaging, size AS point, best.parameters_total AS x, limit_loss AS val_loss,
-    standard_error AS error, freedom, state, state <> 'certified' AS hollow, best.reason, cell_id
+    low, high, state, state <> 'certified' AS hollow, best.reason, cell_id
 FROM cell_limit AS best JOIN (SELECT cell_id, state FROM certificate) USING (cell_id)
 WHERE study = $1 AND recipe_limit IN ('N', 'K then N') ORDER BY seed_tokens, x, point""",
     "K": """
@@ -89,7 +89,7 @@ def study_laws(connection: duckdb.DuckDBPyConnection, study: str, over: str) -> 
         told = [text for text, name in doubts.items() if not law["reason"] or name in (NO_FREEDOM, "misfit")]
         law["caveats"] = "; ".join(filter(None, [law["reason"] or law["interval_reason"], *told]))
     laws.sort(key=lambda law: (order.index(law["recipe"]), law["seed_tokens"] or 0))
-    return {"laws": laws, "points": with_bars(points) if over == "N" else points, "recipes": order}
+    return {"laws": laws, "points": points, "recipes": order}
 
 
 def axis(points: Records, over: str) -> Axis:

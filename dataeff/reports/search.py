@@ -31,7 +31,7 @@ WHERE cell_id = $1 AND role IN ('search', 'member') GROUP BY ALL ORDER BY number
 RUNS = """
 SELECT number, role, map(json_keys(axes), list_transform(trial.coordinates, lambda c, i:
         map_values(axes::MAP(VARCHAR, DOUBLE[]))[i][c + 1])) AS axes,
-    train_seed, data_seed, if(objective = 'K', objective_loss, NULL) AS limit_in_k, run.val_loss, status,
+    train_seed, data_seed, if(objective = 'K', objective_loss, NULL) AS members_together, run.val_loss, status,
     coalesce(point.is_best, false) AS at_optimum, run.reason, trial.run_id
 FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
     LEFT JOIN grid_point AS point ON point.cell_id = trial.cell_id AND point.coordinates = trial.coordinates

@@ -114,6 +114,15 @@ class RecipeSpec(Spec):
         return self
 
 
+class ClaimSpec(Spec):
+    """A comparison declared before its runs: at D = `at`, each at its best size, `better` has a lower loss than `than`."""
+
+    better: str
+    than: str
+    at: int  # one of the study's seed_tokens
+    by: float = Field(default=0.0, ge=0, description="lower by more than this (nats/token)")
+
+
 def changed(axis: str, value: float, change: Mapping[str, float]) -> float:
     """Return an optimum's value times its change, rounded to 1 or more on an axis of whole numbers."""
     if axis in change:

@@ -22,7 +22,7 @@ from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json
 from dataeff.specs.mistakes import explain, line_of, rule
-from dataeff.specs.recipe import REQUIRED_AXES, WHOLE_AXES, Axis, RecipeSpec, StudyTraining, TeacherSpec, changed
+from dataeff.specs.recipe import REQUIRED_AXES, WHOLE_AXES, Axis, ClaimSpec, RecipeSpec, StudyTraining, TeacherSpec, changed
 from dataeff.specs.run import PRESETS, TRAINER_VERSION, ModelSpec, RunSpec, SizeSpec, Synthetic, TeacherLogits
 from dataeff.specs.spec import Spec
 
@@ -111,6 +111,7 @@ class StudySpec(Spec):
     grid: dict[Axis, list[float]]
     recipes: dict[str, RecipeSpec] = Field(min_length=1)
     resources: Resources = Resources()
+    claims: dict[str, ClaimSpec] = {}
 
     @field_validator("seed_tokens", "seeds", "grid")
     def _rising(cls, values: Any, info: ValidationInfo) -> Any:
@@ -131,6 +132,15 @@ class StudySpec(Spec):
             self._check_axes(name)
             self._check_training(name)
             self._check_runs(name)
+        return self
+
+    @model_validator(mode="after")
+    def _check_claims(self) -> Self:
+        for name, claim in self.claims.items():
+            where, others = f"claims.{name}", [recipe for recipe in self.recipes if recipe != claim.better]
+            _require([claim.better], self.recipes, f"{where}.better", "not a recipe")
+            _require([claim.than], others, f"{where}.than", "not another recipe")
+            _require([str(claim.at)], [str(tokens) for tokens in self.seed_tokens], f"{where}.at", "not one of seed_tokens")
         return self
 
     def _check_names(self, name: str) -> None:
@@ -302,7 +312,7 @@ class Study:
             return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
             tables = {"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec}
-            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec}
+            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec, "claims": ClaimSpec}
             raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, tables))) from None
 
 

@@ -109,7 +109,7 @@ class Demand:
     def _repeated(self, draw: int) -> Origin:
         """Return the first seed that repeats an optimum on a draw, or the one that tunes it on draw 0."""
         first, *others = self.study.seeds
-        return (draw, others[0] if others else first + 1) if draw else self.tuned
+        return (draw, (others[0] if others else first + 1) + draw - 1) if draw else self.tuned
 
     def repeats(self, cell: Cell) -> list[Origin]:
         """Return where a cell's optimum is repeated to estimate its loss: other draws, where the study has several, and other
@@ -121,7 +121,8 @@ class Demand:
             fresh = [(0, first + recipe.members)] if recipe.objective == "K" and not draws else []
             return [self._repeated(draw) for draw in draws] or fresh
         seeds = self.study.seeds[1:]
-        return [(draw, seed) for draw in draws for seed in seeds or [first + 1]] or [(0, seed) for seed in seeds]
+        drawn = [(draw, seed + draw - 1) for draw in draws for seed in seeds or [first + 1]]  # no two draws share all seeds
+        return drawn or [(0, seed) for seed in seeds]
 
     def members(self, cell: Cell, point: Point, count: int | None = None, origin: Origin | None = None) -> list[Train]:
         """Return the runs of a point's members, or `count` of them, the tuned one first unless another origin is given; one run

@@ -61,8 +61,9 @@ WITH used AS (
     WHERE objective_loss IS NOT NULL AND list_distance(coordinates::DOUBLE[], best::DOUBLE[]) = 1 GROUP BY cell_id
 )
 SELECT cell_id, recipe, best.recipe_limit IN ('N', 'K then N') AS over_sizes, best.recipe_limit LIKE 'K%' AS in_k,
-    cell.members > 1 OR in_k AS ensembled, objective, best.seed_tokens, best.size, best.parameters_total / 1e9 AS x, chosen_by, best_loss, selected, best.reason,
-    coalesce(estimates, []) AS estimates, coalesce(beside, []) AS beside, evidence, coalesce(run_ids, []) AS run_ids
+    cell.members > 1 OR in_k AS ensembled, objective, best.seed_tokens, best.size, best.parameters_total / 1e9 AS x, chosen_by,
+    best_loss, selected, best.reason, coalesce(estimates, []) AS estimates, coalesce(beside, []) AS beside, evidence,
+    coalesce(run_ids, []) AS run_ids
 FROM cell_limit AS best JOIN evidence USING (study, recipe) JOIN cell USING (cell_id, study, recipe)
     LEFT JOIN drawn USING (cell_id) LEFT JOIN near USING (cell_id) LEFT JOIN used USING (cell_id)
 WHERE study = $1 ORDER BY recipe, seed_tokens, best.parameters_total, best.size
@@ -253,9 +254,9 @@ def _estimate(cells: Rows) -> dict[float, DrawEffect]:
             own = np.array(values), math.nan, 0.0
             if cell["ensembled"]:
                 errors = [each[error] for each in drawn]
-                if None not in errors and min(errors) > 0:
+                if None not in errors:
                     square = float(np.mean(np.square(errors)))
-                    own = np.array(values), square, first["runs"] - 1.0, math.sqrt(square)
+                    own = np.array(values), square, first["runs"] - 1.0, math.sqrt(square) or 1.0
             else:
                 runs = min(each["runs"] for each in drawn)
                 variance = first["variance"] / runs if first["variance"] is not None else math.nan

@@ -49,7 +49,7 @@ def test_what_was_reached_comes_first_with_its_interval_and_the_best_single_mode
     single(recorded, "better", 1.2, 400)
     ensemble(recorded, "ensemble", 1.6, 400)
     assert sentence(recorded).startswith("Four models together (ensemble) were worth 1.6x the data (1.")
-    assert sentence(recorded).endswith(" at 400,000,000 tokens; the best single model (better) 1.2x.")
+    assert sentence(recorded).endswith(" at 400,000,000 tokens of one draw; the best single model (better) 1.2x.")
 
 
 def test_a_ratio_beyond_the_baselines_budgets_says_so_wherever_it_stands(recorded):

@@ -146,7 +146,7 @@ def with_draws(draws: int, seeds: list[int], **recipe) -> Demand:
 
 @pytest.mark.parametrize(
     ("draws", "seeds", "repeats"),
-    [(1, [0], []), (1, [0, 1, 2], [(0, 1), (0, 2)]), (3, [0], [(1, 1), (2, 1)]), (2, [0, 1, 2], [(1, 1), (1, 2)])],
+    [(1, [0], []), (1, [0, 1, 2], [(0, 1), (0, 2)]), (3, [0], [(1, 1), (2, 2)]), (2, [0, 1, 2], [(1, 1), (1, 2)])],
 )
 def test_an_optimum_is_repeated_by_seeds_and_draws_that_tuned_nothing(draws, seeds, repeats):
     asked = with_draws(draws, seeds)
@@ -159,10 +159,10 @@ def test_an_optimum_is_repeated_by_seeds_and_draws_that_tuned_nothing(draws, see
 def test_an_ensemble_is_repeated_by_fresh_members_on_each_draw():
     asked = with_draws(3, [0, 1], base="regularized", tune=[], members=4, limit="K")
     cell, starts, _ = placed(asked)
-    assert asked.repeats(cell) == [(1, 1), (2, 1)]
-    members = asked.members(cell, starts[0], origin=(2, 1))
-    assert [(run.draw, run.train_seed) for run in members] == [(2, 1), (2, 2), (2, 3), (2, 4)]
-    assert asked.ensemble(cell, starts[0], (2, 1)).id != asked.ensemble(cell, starts[0]).id
+    assert asked.repeats(cell) == [(1, 1), (2, 2)]
+    members = asked.members(cell, starts[0], origin=(2, 2))
+    assert [(run.draw, run.train_seed) for run in members] == [(2, 2), (2, 3), (2, 4), (2, 5)]
+    assert asked.ensemble(cell, starts[0], (2, 2)).id != asked.ensemble(cell, starts[0]).id
 
 
 def test_members_that_were_tuned_together_are_judged_by_others():

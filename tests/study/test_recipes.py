@@ -148,7 +148,7 @@ def test_a_search_for_the_limit_ends_where_sql_sees_the_least_limit(folder, ask)
             assert best == pytest.approx(resolved.certificate.loss, abs=1e-6)
             assert tuple(coordinates) == resolved.certificate.best
             roles = [use.role for use in resolved.uses if not use.is_ensemble]
-            assert len(roles) == len(resolved.results) * 3 + 3 and roles.count("replicate") == 3  # fresh members judge the optimum
+            assert len(roles) == len(resolved.results) * 3 + 3 and roles.count("replicate") == 3  # fresh ones judge it
 
 
 def test_a_student_sees_its_teachers_samples(folder, ask):
@@ -227,3 +227,21 @@ def test_what_can_never_start_says_why_and_keeps_nobody_waiting(folder, tmp_path
     assert reasons["student"] == states["student"][1]
     assert limits["student"].endswith(states["student"][1])
     assert {row[0]: row[5] for row in plan(study, Database(tmp_path / "runs.duckdb")).rows}["follower"] == "blocked"
+
+
+def test_optima_are_repeated_on_other_draws_and_students_are_taught_by_teachers_of_their_draw(tmp_path):
+    write_tiny_study(tmp_path)
+    kept = {"regularized": RECIPES["regularized"] | {"base": None}}
+    kept |= {name: RECIPES[name] for name in ("ensemble", "self_distilled")}
+    study, database = declared(tmp_path, draws=3, recipes=kept, baseline="regularized"), tmp_path / "draws.duckdb"
+    launch(study, database)
+    with duckdb.connect(database, read_only=True) as connection:
+        estimates = connection.execute("""SELECT recipe, list(draw ORDER BY draw), bool_or(estimate.selected)
+            FROM estimate JOIN cell USING (cell_id) GROUP BY cell_id, recipe""").fetchall()
+        noise = connection.execute("SELECT draw_sd, interval_reason FROM asymptote").fetchall()
+        taught = connection.execute("""SELECT student.draw, teacher.draw FROM run AS student
+            JOIN sample ON sample_id = samples JOIN run AS teacher ON teacher.run_id = sample.members[1]""").fetchall()
+    assert {(*draws, selected) for _, draws, selected in estimates} == {(1, 2, False)} and len(estimates) == 5
+    assert all(sd is not None and "one draw" not in (reason or "") for sd, reason in noise)
+    assert {theirs for theirs, _ in taught} == {0, 1, 2} and all(own == teachers for own, teachers in taught)
+    assert launch(study, database).trained == 0
