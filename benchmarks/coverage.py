@@ -1,4 +1,4 @@
-"""Do 90% intervals cover 90%? Whole studies, simulated: searched, repeated, recorded, fitted by the code of any study, and scored.
+"""Do 90% intervals cover 90%? Simulated studies, searched, repeated, recorded and fitted by the code of any study.
 
 The truth of each study is drawn anew, around the laws of arXiv 2509.14786. The baseline is best at one size (or equal at all).
 `regularized` falls as a / N^alpha + A / D^beta + E. An ensemble of K gains c (1 - K^-g) on that. Beside the optimum of a cell
@@ -54,7 +54,7 @@ ROWS = {
     "4 members, 3 draws": {"members": 4, "draws": 3, "draw_sd": 0.004},
 }
 UNTUNED = 0.01  # weight decay of the baseline, off the grid of the other recipes: they share no run
-MEMBERS_NOISE = 1e-4  # sd of the loss of one subset of members, beside that of their seeds
+MEMBERS_SD = 1e-4  # of the loss of one subset of members, beside that of their seeds
 BUDGETS = [209_715_200 * 2**k for k in range(4)]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TABLES = ("run", "ensemble", "ensemble_loss", "trial", "cell_ensemble", "cell", "fit", "study")
@@ -69,13 +69,12 @@ def declare(row: dict) -> Demand:
     if row["flat"]:
         grid["epochs"] = [4.0]
     given = {
-        **{"name": "simulated", "question": "do intervals cover?", "seed_tokens": BUDGETS, "seeds": list(range(row["seeds"]))},
+        **{"name": "simulated", "question": "do intervals cover?", "seed_tokens": BUDGETS, "draws": row["draws"]},
+        "seeds": list(range(row["seeds"])),
         **{"sizes": ["150m", "300m", "600m", "1.4b"], "tokenizer": {"kind": "bpe", "vocabulary": 300}, "grid": grid},
         "training": {"context_length": 4096, "batch_size": 64, "validation_sequences": 8, "precision": "bfloat16"},
         "recipes": recipes,
     }
-    if row["draws"] > 1:
-        given["draws"] = row["draws"]
     return Demand(StudySpec.model_validate(given), "corpus", 300, 0)
 
 
@@ -91,7 +90,8 @@ class World:
         self.gain, self.power = rng.uniform(0.15, 0.25), rng.uniform(0.8, 1.1)
         self.steepness = 0.0 if row["equal"] else rng.uniform(0.02, 0.06)
         self.best_size, self.phase = rng.integers(0, 4, len(BUDGETS)), rng.uniform(0, 2 * math.pi, 2)
-        self.curvature = {name: np.exp(rng.uniform(*np.log([0.002, 0.05]), 3)) * (not row["flat"]) for name in ("tuned", "untuned")}
+        bent, (low, high) = not row["flat"], np.log([0.002, 0.05])
+        self.curvature = {name: np.exp(rng.uniform(low, high, 3)) * bent for name in ("tuned", "untuned")}
         self.surfaces: dict[tuple, tuple] = {}
         self.draws: dict[tuple[int, int], float] = {}
 
@@ -123,13 +123,14 @@ class World:
         sizes = [size.hidden for size in self.demand.study.sizes]
         size, budget = sizes.index(run.model.hidden), BUDGETS.index(run.seed_tokens)
         if run.weight_decay == UNTUNED:
-            return self.limit("standard", run.seed_tokens) + self.bowl(run) + self.steepness * (size - self.best_size[budget]) ** 2
+            beside = self.steepness * (size - self.best_size[budget]) ** 2
+            return self.limit("standard", run.seed_tokens) + self.bowl(run) + beside
         billions = run.model.parameters_total / 1e9
         over_n = float(self.over_n(billions)) + self.wave(math.log2(billions), 1)
         return self.limit("regularized", run.seed_tokens) + over_n + self.bowl(run)
 
     def loss(self, run: Train) -> float:
-        key = run.seed_tokens, getattr(run, "draw", 0)
+        key = run.seed_tokens, run.draw
         if key not in self.draws:
             self.draws[key] = self.rng.normal(0, self.row["draw_sd"])
         return self.expected(run) + self.draws[key] + self.rng.normal(0, self.row["sd"])
@@ -140,7 +141,7 @@ class World:
         single = np.array([losses[member.job.id] for member in job.members])
         subsets = [s for k in range(1, len(single) + 1) for s in combinations(range(len(single)), k)]
         curve = [float(np.mean(single[list(s)])) - self.gain * (1 - len(s) ** -self.power) for s in subsets]
-        noisy = np.array(curve) + self.rng.normal(0, MEMBERS_NOISE, len(curve)) * np.array([len(s) > 1 for s in subsets])
+        noisy = np.array(curve) + self.rng.normal(0, MEMBERS_SD, len(curve)) * np.array([len(s) > 1 for s in subsets])
         shown = [SubsetLoss(averaging="logits", subset=list(s), val_loss=y) for s, y in zip(subsets, noisy.tolist(), strict=True)]
         return EnsembleResult(ensemble_id=job.id, losses=shown, **DURATION)
 
@@ -164,12 +165,13 @@ class World:
 
 
 def _run_result(job: Train, loss: float) -> RunResult:
-    counts = {"steps": 1, "tokens_seen": 1, "training_flops": 1, "tokens_per_second": 1.0, "parameters_total": job.model.parameters_total}
+    counts = {"steps": 1, "tokens_seen": 1, "training_flops": 1, "tokens_per_second": 1.0}
     unknown = dict.fromkeys(("reason", "val_loss_standard_error", "train_loss", "model_flops_utilisation", "peak_memory_bytes"))
     return RunResult.model_construct(
         **{"run_id": job.id, "status": "finished", "val_loss": loss, "evaluations": [], "weights_bytes": None},
         **{"curve": Curve(step=[], tokens=[], train_loss=[], gradient_norm=[], lr=[]), "host": "none", "torch_version": "none"},
-        **{"parameters_non_embedding": job.model.parameters_non_embedding, "started_at": NOW, "ended_at": NOW},
+        **{name: getattr(job.model, name) for name in ("parameters_total", "parameters_non_embedding")},
+        **{"started_at": NOW, "ended_at": NOW},
         **{**counts, **unknown, **DURATION},
     )
 
@@ -198,37 +200,34 @@ def estimate(connection: duckdb.DuckDBPyConnection, world: World) -> list[dict]:
     record_study(connection, fact.row())
     record_jobs(connection, done)
     write_cells(connection, world.demand, resolution.states.values())
-    chosen: dict[tuple[str, int], dict] = {}
     for stale, fitted in ((stale_ensembles, ensemble_rows), (stale_studies, study_rows)):
         if found := stale(connection):
             rows = fitted(found)
             record_fits(connection, [*found], rows)
-    for cell in found[spec.name][1]:
-        key = cell["recipe"], cell["seed_tokens"]
-        chosen[key] = min(chosen.get(key, cell), cell, key=lambda c: math.inf if c["chosen_by"] is None else c["chosen_by"])
-    truths = world.truths(resolution, {key: cell["cell_id"] for key, cell in chosen.items()})
+    chosen = connection.execute("SELECT recipe, seed_tokens, best_cell FROM asymptote").fetchall()
+    truths = world.truths(resolution, {(recipe, tokens): cell_id for recipe, tokens, cell_id in chosen})
     scored = ((row, truths.get((row["recipe"], row["seed_tokens"], row["quantity"]))) for row in rows)
     columns = ("recipe", "seed_tokens", "quantity", "value", "low", "high")
     return [{name: row[name] for name in columns} | {"truth": truth} for row, truth in scored if truth is not None]
 
 
 def score(name: str, estimates: list[dict]) -> list[dict]:
+    """Return bias, coverage and width by quantity and recipe, over all studies and budgets."""
     rows = []
     for quantity, recipe in sorted({(each["quantity"], each["recipe"]) for each in estimates}):
         every = [each for each in estimates if (each["quantity"], each["recipe"]) == (quantity, recipe)]
         valued = [each for each in every if each["value"] is not None]
+        scale = np.log if quantity.startswith("data_efficiency") else np.asarray
+        errors = scale([each["value"] for each in valued]) - scale([each["truth"] for each in valued])
         bounded = [each for each in valued if each["low"] is not None or each["high"] is not None]
-        ratio = quantity.startswith("data_eff")
-        errors = [math.log(e["value"] / e["truth"]) if ratio else e["value"] - e["truth"] for e in valued if e["value"] > 0 or not ratio]
-        inside = [(e["low"] or 0) <= e["truth"] <= (math.inf if e["high"] is None else e["high"]) for e in bounded]
-        widths = [(math.inf if e["high"] is None else e["high"]) - (e["low"] or 0) for e in bounded]
-        sd = float(np.std(errors)) if errors else math.nan
-        rows.append({
-            "row": name, "quantity": quantity, "recipe": recipe, "n": len(every), "bias": float(np.mean(errors)) if errors else None,
-            "sd": sd, "bias/sd": float(np.mean(errors)) / sd if sd > 1e-12 else None, "coverage": float(np.mean(inside)) if inside else None,
-            "no value": 1 - len(valued) / len(every), "no interval": 1 - len(bounded) / max(1, len(valued)),
-            "median width": float(np.median(widths)) if widths else None,
-        })  # fmt: skip
+        truth, low, high = (np.array([each[end] for each in bounded], dtype=float) for end in ("truth", "low", "high"))
+        low, high = np.nan_to_num(low), np.where(np.isnan(high), math.inf, high)
+        bias, sd = (float(of(errors)) if valued else math.nan for of in (np.mean, np.std))
+        inside, width = (low <= truth) & (truth <= high), high - low
+        covered, median = (float(of(each)) if bounded else math.nan for of, each in ((np.mean, inside), (np.median, width)))
+        row = {"row": name, "quantity": quantity, "recipe": recipe, "n": len(every), "bias": bias, "sd": sd}
+        row |= {"bias/sd": bias / (sd or math.nan), "coverage": covered, "no value": 1 - len(valued) / len(every)}
+        rows.append(row | {"no interval": 1 - len(bounded) / len(every), "median width": median})
     return rows
 
 
@@ -243,8 +242,6 @@ def main() -> None:
     connection.execute("INSERT INTO schema VALUES ('simulated', now())")
     for number, name in enumerate(args.rows):
         row = USUAL | ROWS[name]
-        if row["draws"] > 1 and "draws" not in StudySpec.model_fields:
-            continue
         demand, estimates = declare(row), []
         for study in range(args.studies):
             estimates += estimate(connection, World(row, demand, np.random.default_rng([list(ROWS).index(name), study])))

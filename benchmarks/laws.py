@@ -25,7 +25,6 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import curve_fit, minimize
 
-from dataeff.laws.chain import Budget, chain, tokens_by_law
 from dataeff.laws.fit import DELTA, fit, refit
 from dataeff.laws.forms import Additive, Exponential, PowerLaw, PowerLawWithoutFloor, Reciprocal
 from dataeff.laws.intervals import profile
@@ -163,56 +162,6 @@ def coverage(runs: int) -> list[dict]:
     return rows
 
 
-def nested(studies: int) -> list[dict]:
-    """Coverage of what the whole chain gives, over simulated studies of four sizes at four budgets beside a baseline.
-
-    Cells are single models of known noise, or the limits in K of members whose quality differs, from all their subsets.
-    """
-    rng, rows = np.random.default_rng(0), []
-    sizes, budgets = np.array([0.15, 0.3, 0.6, 1.4]), BUDGETS[:4] * 1e6
-    base, better = PowerLaw(7.0, 0.25, 2.1), PowerLaw(6.0, 0.235, 1.92)
-    tops = better(budgets / 1e6)
-    truth = {("better", None, "data_law"): 1.92}
-    for d, top in zip(budgets, tops, strict=True):
-        truth["better", d, "asymptote"] = top
-        truth["better", d, "data_efficiency"] = tokens_by_law(base.a, base.alpha, base.e, top) * 1e6 / d
-    cells = tops[:, None] + 0.05 * sizes**-1.02
-    for members, sd in [(1, 0.001), (1, 0.003), (1, 0.01), (4, 0.003), (4, 0.01), (8, 0.003), (8, 0.01)]:
-        hits: dict[str, list[bool]] = {}
-        for _ in range(studies):
-            if members == 1:
-                losses, errors = cells + rng.normal(0, sd, cells.shape), np.full(cells.shape, sd)
-            else:
-                losses, errors = limits_in_k(cells, members, sd, rng)
-            freedom = np.full(4, np.inf)
-            noise = base(budgets / 1e6) + rng.normal(0, 0.003, 4)
-            given = {
-                "base": [Budget(d, sizes[:1], y, np.array([0.003]), freedom[:1], False, None)
-                         for d, y in zip(budgets, noise[:, None], strict=True)],
-                "better": [Budget(d, sizes, y, e, freedom, True, None) for d, y, e in zip(budgets, losses, errors, strict=True)],
-            }  # fmt: skip
-            results = chain(given, "base", resamples=500)
-            for key, value in truth.items():
-                low, high = results[key].interval()
-                if results[key].value is not None:
-                    hits.setdefault(key[2], []).append((low or 0) <= value <= (math.inf if high is None else high))
-        rows.append({"members": members, "sd": sd} | {name: float(np.mean(of)) for name, of in hits.items()})
-    return rows
-
-
-def limits_in_k(cells, members: int, sd: float, rng):
-    """Limits of .25 / K^.95 + E and their jackknife errors, of members whose quality has this sd: means over all subsets."""
-    quality, shape = rng.normal(0, sd, (*cells.shape, members)), (*cells.shape, members)
-
-    def limit(of, k):
-        curve = cells[..., None] + 0.25 * k**-0.95 + of.mean(axis=-1, keepdims=True) + rng.normal(0, 1e-4, (*shape[:2], len(k)))
-        return refit(PowerLaw, k, curve.reshape(-1, len(k))).parameters["e"].reshape(cells.shape)
-
-    left = np.array([limit(np.delete(quality, i, axis=-1), MEMBERS[: members - 1]) for i in range(members)])
-    errors = np.sqrt((members - 1) / members * np.sum((left - left.mean(axis=0)) ** 2, axis=0))
-    return limit(quality, MEMBERS[:members]), errors
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -221,7 +170,7 @@ def main() -> None:
     parser.add_argument("--chinchilla", metavar="PYTHON", help="a Python in which the package chinchilla is installed")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of the rivals
-    results = {"seconds": seconds(), "nested": nested(max(20, args.runs // 10)), "coverage": coverage(args.runs)}
+    results = {"seconds": seconds(), "coverage": coverage(args.runs)}
     results["chinchilla"] = beside_chinchilla(args.chinchilla) if args.chinchilla else "skipped: no --chinchilla PYTHON"
     results["optima"] = optima(args.tables)
     if args.json:
@@ -230,7 +179,6 @@ def main() -> None:
     print("\n".join(f"{key}: {value}" for key, value in results["seconds"].items()), f"\nchinchilla: {results['chinchilla']}\n")
     for rows, columns in (
         (results["optima"], ["form", "loss", "tables", "worst_gap", "certified", "rival_worse"]),
-        (results["nested"], ["members", "sd", "asymptote", "data_law", "data_efficiency"]),
         (results["coverage"], ["law", "points", "sd", "known sd", "replicates", "residuals"]),
     ):
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
