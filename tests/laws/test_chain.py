@@ -56,7 +56,7 @@ def test_without_noise_every_quantity_of_the_chain_is_that_of_the_known_laws():
 
 
 def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies():
-    """Of 100 simulated studies each; binomial noise widens what is let through. benchmarks/coverage.py has the table of whole studies."""
+    """Of 100 simulated studies each; binomial noise widens what is let through. Whole studies: benchmarks/coverage.py."""
     draw, hits = np.random.default_rng(0), []
     d = float(BUDGETS[1])
     truths = {
