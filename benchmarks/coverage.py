@@ -52,6 +52,7 @@ ROWS = {
     "misfit 0.0004": {"misfit": 0.0004, "seeds": 3, "sd": 0.001},
     "4 members": {"members": 4},
     "4 members, 3 draws": {"members": 4, "draws": 3, "draw_sd": 0.004},
+    **{f"{draws} draws, 1 seed": {"draws": draws, "seeds": 1, "sd": 0.005, "draw_sd": 0.01} for draws in (3, 4)},
 }
 UNTUNED = 0.01  # weight decay of the baseline, off the grid of the other recipes: they share no run
 MEMBERS_SD = 1e-4  # of the loss of one subset of members, beside that of their seeds
