@@ -63,7 +63,8 @@ WHERE run_id IN (SELECT run_id FROM trial JOIN cell USING (cell_id) WHERE study 
 
 def study_answer(connection: duckdb.DuckDBPyConnection, study: str) -> dict[str, Any]:
     """Return `question`, `sentence` (about what was reached), `claims` (declared beforehand, with their verdicts), `trained` and
-    `limits` (tables to read, as (columns, rows)), `caveats`, those first that decide, and `numbers`, (columns, rows) of the view `recipe_summary`.
+    `limits` (tables to read, as (columns, rows)), `caveats`, those first that decide, and `numbers`,
+    (columns, rows) of the view `recipe_summary`.
 
     Raises `NotFoundError` for a study that is not recorded.
     """
