@@ -57,6 +57,7 @@ class Quantity:
     laws: Mapping[str, Array] | None = None  # a, alpha and e of each resample
     misfit: float = 1.0  # by how much the noise of the law's points was scaled up, 1 unless its residuals exceed it
     cells: Sequence["Quantity"] = ()  # the points of the law or of the choice, in the order of `Budget.sizes`
+    measured: Array | None = None  # of a limit at one D: the loss of the chosen size in each resample, as it was trained
     tokens: float | None = None  # what the baseline of a ratio needs
 
     def interval(self) -> tuple[float | None, float | None]:
@@ -148,18 +149,20 @@ def _limit(budget: Budget, spread: Array, effect: Array, draw: np.random.Generat
         return Quantity(reason="no size has a loss")
     known, losses = np.isfinite(budget.errors).all(), budget.losses
     noise = draw.standard_normal(spread.shape) * spread * np.nan_to_num(budget.errors)
+    measured = losses[budget.chosen] + noise[:, budget.chosen] + effect if known else None
     for place, beside in enumerate(budget.beside):
         taken = _regret(*beside, len(spread), draw)
         losses = losses - taken.mean() * (np.arange(len(losses)) == place)
         noise[:, place] -= taken - taken.mean()
     cells = [Quantity(float(loss), draws=loss + noise[:, i] + effect if known else None) for i, loss in enumerate(losses)]
     if budget.over_sizes:
-        return replace(_law(budget.sizes, losses, noise if known else None, effect, budget.errors), cells=cells)
+        law = _law(budget.sizes, losses, noise if known else None, effect, budget.errors)
+        return replace(law, cells=cells, measured=measured)
     best = cells[budget.chosen]
     if budget.sizes_beside is not None and best.draws is not None:
         taken = _regret(*budget.sizes_beside, len(spread), draw)
         best = Quantity(best.value - float(taken.mean()), draws=best.draws - taken)
-    return replace(best, cells=cells)
+    return replace(best, cells=cells, measured=measured)
 
 
 def _regret(mean: Array, sd: Array, resamples: int, draw: np.random.Generator) -> Array:
@@ -176,8 +179,8 @@ def _trained(budget: Budget, limit: Quantity, effect: Array, draw: np.random.Gen
     loss, error, freedom = budget.trained
     if not np.isfinite(error):
         return Quantity(loss)
-    if not budget.over_sizes and len(budget.losses) and loss == budget.losses[budget.chosen] and limit.draws is not None:
-        return Quantity(loss, draws=limit.draws + (loss - limit.value))
+    if limit.measured is not None and loss == budget.losses[budget.chosen]:
+        return Quantity(loss, draws=limit.measured)
     return Quantity(loss, draws=np.maximum(loss + error * _t(draw, freedom, len(effect)) + effect, 0.0))
 
 

@@ -269,20 +269,22 @@ def _estimate(cells: Rows) -> dict[float, DrawEffect]:
     return effects
 
 
-def _noise_of_search(cell: dict[str, Any]) -> float:
-    """Return the variance of the difference of two losses that a cell's search saw; NaN where it is not known."""
-    reached = cell["reached"]
-    if reached is None:
-        return math.nan
-    return 2 * (reached.sd**2 if cell["objective"] == "single" else reached.error**2 * len(cell["estimates"]))
-
-
 def _beside(cells: Rows) -> dict[str, tuple[Any, Any]]:
-    """Return mean and sd of the true excess of the points beside each cell's optimum, by cell."""
-    known = [cell for cell in cells if cell["beside"] and cell["best_loss"] is not None and _noise_of_search(cell) >= 0]
-    differences = [np.array(cell["beside"]) - cell["best_loss"] for cell in known]
-    found = excess(differences, [_noise_of_search(cell) for cell in known])
-    return {cell["cell_id"]: pair for cell, pair in zip(known, found, strict=True)}
+    """Return mean and sd of the true excess of the points beside each cell's optimum, by cell of one recipe.
+
+    What the search saw of an optimum is the least of several noisy losses. Against it the points beside would seem too high, so
+    the repeats stand for it: on one draw those of the cell; on several, which shift all losses, what they add on average.
+    """
+    known = [cell for cell in cells if cell["beside"] and cell["reached"] is not None and cell["best_loss"] is not None]
+    known = [cell for cell in known if not cell["in_k"] and math.isfinite(cell["reached"].error)]
+    added = {cell["cell_id"]: cell["reached"].value - cell["best_loss"] for cell in known}
+    mean, differences, variances = float(np.mean(list(added.values()) or [0.0])), [], []
+    for cell in known:
+        reached, one_draw = cell["reached"], len(cell["estimates"]) == 1
+        seen = reached.sd**2 if cell["objective"] == "single" else reached.error**2 * len(cell["estimates"])
+        differences.append(np.array(cell["beside"]) - cell["best_loss"] - (added[cell["cell_id"]] if one_draw else mean))
+        variances.append(seen + (reached.error**2 if one_draw else seen))
+    return {cell["cell_id"]: pair for cell, pair in zip(known, excess(differences, variances), strict=True)}
 
 
 def _sizes_beside(budgets: list[Rows]) -> list[tuple[Any, Any] | None]:
@@ -318,7 +320,7 @@ def _budget(
         over_sizes=cells[0]["over_sizes"],
         trained=(reached.value, reached.error, reached.freedom) if reached else None,
         chosen=_chosen(limited),
-        beside=[beside.get(cell["cell_id"], nothing) if not cell["in_k"] else nothing for cell in limited],
+        beside=[beside.get(cell["cell_id"], nothing) for cell in limited],
         sizes_beside=sizes,
         draw=(effect.error, effect.freedom),
     )
