@@ -277,7 +277,8 @@ def test_plan_warns_of_what_cannot_be_answered(tmp_path):
     assert "needs 3 budgets" in dataeff("plan", "tiny.toml", cwd=tmp_path).stderr
     enough = TINY.replace("[1024, 2048]", "[1024, 1536, 2048]")
     (tmp_path / "tiny.toml").write_text(enough)
-    assert "warning" not in dataeff("plan", "tiny.toml", cwd=tmp_path).stderr
+    (warning,) = dataeff("plan", "tiny.toml", cwd=tmp_path).stderr.strip().splitlines()
+    assert "seed_tokens 1,024 begins 1 documents or passages" in warning and "set corpus.passage_bytes to 256 for 30" in warning
     text = enough.replace('sizes = ["a"]', 'sizes = ["a", "b"]')
     text = text.replace('limit = "best"\n\n[resources]', '\n[resources]').replace("members = 4", "members = 3")
     (tmp_path / "tiny.toml").write_text(text)

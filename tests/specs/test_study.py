@@ -41,7 +41,7 @@ MISTAKES = {
     "an unknown key of a recipe": ('limit = "N"', 'limti = "N"', "did you mean 'limit'"),
     "an unknown table": ("[resources]", "[resource]", "did you mean 'resources'"),
     "an unknown size": ('"width16"', '"width17"', "did you mean 'width16'"),
-    "a wrong type": ("passage_bytes = 4096", 'passage_bytes = "4096"', "valid integer"),
+    "a wrong type": ("passage_bytes = 288", 'passage_bytes = "288"', "valid integer"),
     "a wrong choice": ('precision = "float32"', 'precision = "fp8"', "'float32' or 'bfloat16'"),
     "an unsorted axis": ("lr = [", "lr = [9.9, ", "must rise"),
     "an empty axis": ("epochs = [", "epochs = []\ndropout = [0.0]\n#", "empty"),
