@@ -98,7 +98,7 @@ def _effects(drawn: dict[float, tuple[int, float, float, int]]) -> dict[float, D
     draws, squares, noise, cells = np.array(list(drawn.values())).T
     squares, freedom = shrunken(squares, draws - 1)
     variance = np.where(cells > 1, np.maximum(squares - noise, 0.0), 0.0)
-    rows = zip(np.sqrt(variance / draws), freedom, np.sqrt(variance), strict=True)
+    rows = zip(np.sqrt(variance / draws), freedom.round(6), np.sqrt(variance), strict=True)
     return {tokens: DrawEffect(*map(float, row)) for tokens, row in zip(drawn, rows, strict=True)}
 
 

@@ -203,7 +203,7 @@ def _cell_rows(row: dict[str, Any], cells: Rows, result: Quantity, effect: DrawE
         error = math.hypot(estimate.error, effect.error)
         freedom = min(estimate.freedom, effect.freedom if effect.error else math.inf)
         half = float(special.stdtrit(freedom, 0.95)) * error
-        own = {"fit_id": f"{cell['cell_id']}/{name}", "quantity": name, "value": value, "run_ids": cell["run_ids"]}
+        own = {"fit_id": f"{cell['cell_id']}/{name}", "quantity": name, "value": value, "run_ids": sorted(cell["run_ids"])}
         if math.isfinite(error):
             own |= {"standard_error": error, "low": value - half, "high": value + half}
         else:
