@@ -27,7 +27,7 @@ from scipy.optimize import curve_fit, minimize
 
 from dataeff.laws.fit import DELTA, fit, refit
 from dataeff.laws.forms import Additive, Exponential, PowerLaw, PowerLawWithoutFloor, Reciprocal
-from dataeff.laws.intervals import profile
+from dataeff.laws.intervals import interval, profile
 
 SIZES, BUDGETS, MEMBERS = np.geomspace(0.15, 1.4, 8), 209.7 * 2.0 ** np.arange(8), np.arange(1.0, 9)
 TRUTHS = {  # the laws of arXiv 2509.14786 and one of slower descent: over N, D, K
@@ -159,6 +159,11 @@ def coverage(runs: int) -> list[dict]:
             gain = profile(PowerLaw, x, ys, np.full(runs, law.limit)) - best
             covers = gain <= best / (n - 3) * stats.f.ppf(0.9, 1, n - 3)
             rows.append({"law": f"K: {name}", "points": n, "sd": 0.01, "residuals": float(covers.mean())})
+    for points in (20, 40):  # losses with outliers, by Huber's loss: resamples are refitted one by one, so 100 laws
+        law, x = PowerLaw(0.5, 0.6, 3.0), np.geomspace(0.1, 30, points)
+        ends = [interval(fit(PowerLaw, x, law(x) * np.exp(0.003 * rng.standard_t(3, points)), loss="huber")) for _ in range(100)]
+        covers = np.mean([each.low <= law.limit <= each.high for each in ends])
+        rows.append({"law": "Huber, Student's t of 3", "points": points, "sd": 0.003, "bootstrap": float(covers)})
     return rows
 
 
@@ -179,7 +184,7 @@ def main() -> None:
     print("\n".join(f"{key}: {value}" for key, value in results["seconds"].items()), f"\nchinchilla: {results['chinchilla']}\n")
     for rows, columns in (
         (results["optima"], ["form", "loss", "tables", "worst_gap", "certified", "rival_worse"]),
-        (results["coverage"], ["law", "points", "sd", "known sd", "replicates", "residuals"]),
+        (results["coverage"], ["law", "points", "sd", "known sd", "replicates", "residuals", "bootstrap"]),
     ):
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for row in rows:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import duckdb
+import numpy as np
 import pytest
+from scipy.optimize import curve_fit
 
+from dataeff.laws.forms import Additive, DataConstrained, Overfitting
 from tests.conftest import dataeff
 
 LAW = (0.05, 1.02, 3.43)
@@ -64,6 +67,10 @@ def test_points_and_laws_are_drawn(losses, tmp_path):
         (("--x", "billions", "--y", "val_loss"), "--group"),
         (("--x", "billions", "--y", "recipe"), "holds VARCHAR, not numbers"),
         (("--x", "billions", "--y", "val_loss", "-g", "recipe", "--sd", "-1"), "--sd -1: a standard deviation"),
+        (("--x", "billions", "--y", "val_loss", "--sd", "noise"), "no column 'noise'"),
+        (("--x", "billions", "--y", "val_loss", "--loss", "hubre"), "did you mean 'huber'"),
+        (("--x", "billions", "--y", "val_loss", "--fix", "alpha"), "--fix alpha: give a parameter and a number"),
+        (("--x", "billions", "--y", "val_loss", "--fix", "alpha=9"), "--fix: alpha = 9 cannot be held"),
     ],
 )
 def test_nonsense_is_told_with_its_remedy_in_one_line(losses, arguments, said):
@@ -79,3 +86,55 @@ def test_a_group_that_cannot_be_fitted_says_why_beside_those_that_can_and_rows_w
     assert [row["recipe"] for row in rows] == ["almost", "lawful", "rising", "short"]
     assert rows[3]["limit"] is None and rows[3]["doubts"].startswith("2 points: ") and rows[3]["left_out"] == 1
     assert (rows[0]["points"], rows[0]["left_out"]) == (4, 2) and rows[0]["limit"] is not None
+
+
+def json_of(file, *arguments):
+    (row,) = json.loads(fit(file, *arguments, "--format=json", cwd=file.parent))
+    return row
+
+
+def test_hubers_loss_has_an_interval_and_least_squares_moved_by_a_few_runs_says_so(tmp_path):
+    random, truth, file = np.random.default_rng(0), Additive(482, 0.348, 2085, 0.366, 1.817), tmp_path / "runs.csv"
+    n, d = 10 ** random.uniform([[7.5], [9]], [[10], [11.5]], (2, 120))
+    cut_short = np.argsort(d)[:6]
+    y = truth(n, d) * np.exp(0.002 * random.normal(size=120) + 0.1 * np.isin(np.arange(120), cut_short))
+    file.write_text("n,d,loss\n" + "".join(f"{a},{b},{c}\n" for a, b, c in zip(n, d, y, strict=True)))
+    columns = ("--x", "n", "--x", "d", "--y", "loss", "--form", "additive")
+    squares, huber = json_of(file, *columns), json_of(file, *columns, "--loss", "huber")
+    assert huber["limit_low"] < 1.817 < huber["limit_high"] and "400 resamples" in huber["interval"]
+    assert not squares["limit_low"] < 1.817 < squares["limit_high"]
+    assert f"--loss huber gives the limit {huber['limit']:.4f}" in squares["doubts"]
+    held = json_of(file, *columns, "--loss", "huber", "--fix", "alpha=0.348")
+    assert held["alpha"] == 0.348 and held["limit_high"] - held["limit_low"] < huber["limit_high"] - huber["limit_low"]
+
+
+def test_rows_count_by_the_error_that_a_column_gives_and_more_scatter_than_that_is_told(tmp_path):
+    random, x, file = np.random.default_rng(1), np.geomspace(0.1, 10, 8), tmp_path / "losses.csv"
+    errors = np.where(np.arange(8) < 4, 0.05, 0.001)
+    for scale, widened in ((0.8, False), (10.0, True)):
+        y = 0.3 * x**-0.5 + 3 + scale * errors * random.choice([-1, 1], 8)
+        file.write_text("x,y,error\n" + "".join(f"{a},{b},{c}\n" for a, b, c in zip(x, y, errors, strict=True)))
+        row = json_of(file, "--x", "x", "--y", "y", "--sd", "error")
+        best, covariance = curve_fit(lambda x, a, alpha, e: a * x**-alpha + e, x, y, (0.3, 0.5, 3), errors, absolute_sigma=True)
+        assert row["limit"] == pytest.approx(best[2], abs=1e-4)
+        assert ("times the given sd" in (row["doubts"] or "")) == widened
+        if not widened:
+            assert row["limit_high"] - row["limit_low"] == pytest.approx(2 * 1.645 * np.sqrt(covariance[2, 2]), rel=0.3)
+
+
+def test_losses_over_one_to_k_members_are_told_to_share_their_noise(tmp_path):
+    (file := tmp_path / "members.csv").write_text("k,loss\n" + "".join(f"{k},{0.2 / k + 3}\n" for k in range(1, 7)))
+    assert "share their noise" in json_of(file, "--x", "k", "--y", "loss")["doubts"]
+
+
+def test_the_laws_of_repeated_data_are_fitted_from_a_table_of_three_variables_with_intervals(tmp_path):
+    random, file = np.random.default_rng(2), tmp_path / "repeated.csv"
+    n, unique = 10 ** random.uniform([[7], [8]], [[9.5], [10]], (2, 80))
+    d = unique * 2.0 ** random.integers(0, 7, 80)
+    for name, form in (("data_constrained", DataConstrained), ("overfitting", Overfitting)):
+        last = (15.4, 5.3) if form is DataConstrained else (1e-4,)
+        y = form(521, 0.353, 1488, 0.353, 1.87, *last)(n, d, unique) * np.exp(0.003 * random.normal(size=80))
+        file.write_text("n,d,u,y\n" + "".join(f"{a},{b},{c},{e}\n" for a, b, c, e in zip(n, d, unique, y, strict=True)))
+        row = json_of(file, "--x", "n", "--x", "d", "--x", "u", "--y", "y", "--form", name, "--fix", "alpha=0.353")
+        assert row["limit_low"] < 1.87 < row["limit_high"] < row["limit_low"] + 0.1
+        assert row["alpha"] == 0.353 and row["points"] == 80

@@ -106,6 +106,7 @@ class _Prompt(InteractiveConsole):
 
 @command(
     "fit losses.csv --x parameters --y val_loss --group recipe",
+    "fit runs.csv --x n --x d --y loss --form additive --loss huber --fix alpha=0.35",
     "fit \"from best_run where recipe = 'regularized'\" --x parameters_total --y val_loss_mean -g seed_tokens",
 )
 def fit(
@@ -114,7 +115,9 @@ def fit(
     y: Annotated[str, Option("--y", help="column of the loss")],
     law: Annotated[str, Option("--form", help="power, reciprocal, power_without_floor, exponential, additive, ...")] = "power",
     group: Annotated[list[str] | None, Option("--group", "-g", help="column whose values are fitted apart")] = None,
-    sd: Annotated[float | None, Option(help="known standard deviation of one y, such as run-to-run noise")] = None,
+    sd: Annotated[str | None, Option(help="known standard deviation of y (run-to-run noise): a number or a column")] = None,
+    loss: Annotated[str, Option(help="least_squares, or huber (of log y), which outliers move less")] = "least_squares",
+    fixed: Annotated[list[str] | None, Option("--fix", metavar="PARAMETER=VALUE", help="hold a parameter of the form")] = None,
     output: OutputFile = None,
     form: Format = "table",
     plot: PlotFile = None,
@@ -124,14 +127,23 @@ def fit(
 
     One row a group: parameters, the limit with its 90% interval, and caveats. No study is needed.
     """
-    from dataeff.reports.fit_table import fit_table, points_and_laws
+    from dataeff.reports.fit_table import Law, fit_table, points_and_laws
 
-    columns, rows, fits = fit_table(table, law, x, y, group or [], database, sd)
+    asked = Law(law, loss, dict(_constant(text) for text in fixed or []))
+    columns, rows, fits = fit_table(table, asked, x, y, group or [], database, sd)
     if plot:
         from dataeff.reports.charts import laws_chart, save_chart
 
         save_chart(laws_chart(*points_and_laws(fits), x[0], y), plot)
     show_rows(columns, rows, output, form)
+
+
+def _constant(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise InputError(f"--fix {text}: give a parameter and a number, as in --fix alpha=0.35") from None
 
 
 @command("export quickstart quickstart-results", "export quickstart results.duckdb")

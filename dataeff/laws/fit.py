@@ -9,6 +9,7 @@ none. Intervals are in `dataeff.laws.intervals`.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from dataeff.laws.forms import ALPHA_BOUNDS, Form
 
 Array = NDArray[np.float64]
 DELTA = 1e-3  # where Huber's loss of log L turns from square to absolute: Hoffmann et al., arXiv 2203.15556, eq. 3
-GRID = {0: 1, 1: 64, 2: 40, 4: 8}  # values that are tried of each of theta's axes, by their number
+GRID = {0: 1, 1: 64, 2: 40, 3: 16, 4: 8}  # values that are tried of each of theta's axes, by their number
 NO_FREEDOM = "no_freedom"
 WARNINGS = {
     "points_do_not_fall": "the losses do not fall: exponents mean nothing and e is the mean",
@@ -126,8 +127,21 @@ def refit(form: type[Form], x: ArrayLike, ys: ArrayLike, *, weights: ArrayLike |
     return Refits(form, _named(form, c, t), _dot(residuals, residuals))
 
 
+def refit_huber(fitted: Fit, weights: ArrayLike) -> list[Any]:
+    """Return the laws by Huber's loss of the points of a fit under other weights, (resamples, points), 0 for a row left out."""
+    law, rows = fitted.law, np.asarray(weights, dtype=np.float64)
+    start = np.array([*(getattr(law, name) for name in law.linear), *(math.log(getattr(law, name)) for name in law.bounds)])
+    laws = []
+    for row in rows:
+        used = row > 0
+        c, t, *_ = _huber(Projection(type(law), fitted.x[..., used], fitted.y[None, used], np.sqrt(row[None, used])), start)
+        laws.append(type(law)(**{name: float(value) for name, value in _named(type(law), c, t).items()}))
+    return laws
+
+
 def _named(form: type[Form], c: Array, t: Array) -> dict[str, Array]:
-    return dict(zip((*form.linear, *form.bounds), (*c, *np.exp(t.T)), strict=True))
+    held = {name: np.full(c.shape[1:], value) for name, value in form.constants.items()}
+    return held | dict(zip((*form.linear, *form.bounds), (*c, *np.exp(t.T)), strict=True))
 
 
 class Projection:
@@ -149,10 +163,14 @@ class Projection:
         terms = self.form.columns(*self.x, *np.exp(t.T)[..., None])
         return np.stack([np.broadcast_to(terms[k], (len(t), self.x.shape[1])) for k in self.free])
 
+    def offset(self, t: Array) -> Array:
+        """Return what parameters that are held add, (members, points) or a number."""
+        return self.form.offset(*self.x, *np.exp(t.T)[..., None])
+
     def solve(self, t: Array, rows: Array | slice = np.s_[:]) -> tuple[Array, Array]:
         """Return the best linear parameters, (linear, members), and the weighted residuals, (members, points)."""
         root = self.root[rows]
-        return _nonnegative(self.columns(t) * root, self.y[rows] * root)
+        return _nonnegative(self.columns(t) * root, (self.y[rows] - self.offset(t)) * root)
 
     def __call__(self, t: Array, rows: Array | slice = np.s_[:]) -> Array:
         residuals = self.solve(t, rows)[1]
@@ -200,8 +218,11 @@ class Projection:
 
     def condition(self, c: Array, t: Array) -> float:
         """Return the condition number of the law's derivatives by its parameters, each scaled to length 1."""
+        def law(t: Array) -> Array:
+            return c @ self.columns(t)[:, 0] + self.offset(t)
+
         steps = 1e-30j * np.eye(self.q)  # the imaginary part is the derivative, exact to rounding
-        jacobian = [*self.columns(t[None])[:, 0], *(c @ self.columns(t[None] + step)[:, 0].imag * 1e30 for step in steps)]
+        jacobian = [*self.columns(t[None])[:, 0], *(np.ravel(law(t[None] + step)).imag * 1e30 for step in steps)]
         jacobian = np.array(jacobian) * self.root[0]
         size = np.linalg.norm(jacobian, axis=1, keepdims=True)
         return float(np.linalg.cond((jacobian / size).T)) if size.all() else float("inf")
@@ -259,11 +280,12 @@ def _least_squares(problem: Projection) -> tuple[Array, Array, float, float]:
     return problem.solve(t)[0][:, 0], t[0], float(values[0]), float(values.min())
 
 
-def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
+def _huber(problem: Projection, start: Array | None = None) -> tuple[Array, Array, float, float]:
     """Return (c, t, value) of Huber's loss of log L, over all parameters at once, and the least value tried to certify it.
 
     On a coarse grid of theta the linear parameters come from least squares, weighted again and again by what Huber's loss
     makes of the residuals. Its valleys are where scipy's robust `least_squares` begins, and Nelder-Mead ends, for the kinks.
+    A resample of a fitted law begins and ends near it: at `start`, (linear parameters, log theta), and without Nelder-Mead.
     """
     p, y, w = len(problem.free), problem.y[0], problem.root[0] ** 2
 
@@ -275,7 +297,7 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
         return terms / top, top[..., 0]
 
     def residuals(s: Array) -> Array:
-        return np.log(np.maximum(s[:p] @ normalized(s[None, p:])[0][:, 0], 1e-300) / y)
+        return np.log(np.maximum(s[:p] @ normalized(s[None, p:])[0][:, 0] + np.ravel(problem.offset(s[None, p:])), 1e-300) / y)
 
     def huber(z: Array) -> Array:  # of squared residuals in units of DELTA, with two derivatives
         inside = z <= 1
@@ -286,20 +308,26 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
         return DELTA**2 / 2 * float(huber((residuals(np.clip(s, low, high)) / DELTA) ** 2)[0].sum())
 
     low, high = np.append(np.zeros(p), problem.low), np.append(np.full(p, np.inf), problem.high)
-    axes = problem.axes if problem.q < 2 else [axis[::2] for axis in problem.axes]
-    grid = _lattice(axes)
-    terms, _ = normalized(grid)
-    root = np.broadcast_to(np.sqrt(w) / y, (len(grid), len(y)))
-    for _ in range(20):
-        c, left = _nonnegative(terms * root, y * root)
-        law = np.maximum(y - left / root, 1e-3 * y)
-        root = np.sqrt(w / np.maximum(np.abs(np.log(law / y)), DELTA)) / law
-    laws = np.column_stack([c.T, grid])
-    starts = laws[_valleys(np.array([value(s) for s in laws]), axes)]
+    def valleys() -> Array:
+        axes = problem.axes if problem.q < 2 else [axis[::2] for axis in problem.axes]
+        grid = _lattice(axes)
+        (terms, _), above = normalized(grid), y - problem.offset(grid)
+        root = np.broadcast_to(np.sqrt(w) / y, (len(grid), len(y)))
+        for _ in range(20):
+            c, left = _nonnegative(terms * root, above * root)
+            law = np.maximum(y - left / root, 1e-3 * y)
+            root = np.sqrt(w / np.maximum(np.abs(np.log(law / y)), DELTA)) / law
+        laws = np.column_stack([c.T, grid])
+        return laws[_valleys(np.array([value(s) for s in laws]), axes)]
+
     options = {"bounds": (low, high), "loss": huber, "f_scale": DELTA, "jac": "3-point", "x_scale": 1.0}
-    found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in starts]
-    polished = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
-    best = min(polished, key=lambda result: result.fun)
+    if start is None:
+        found = [least_squares(residuals, s, **options, ftol=1e-15, xtol=1e-15, gtol=1e-15) for s in valleys()]
+        found = [minimize(value, each.x, method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-20}) for each in found]
+        best = min(found, key=lambda result: result.fun)
+    else:
+        near = np.append(start[:p] * normalized(start[None, p:])[1][:, 0], start[p:])
+        best = least_squares(residuals, np.clip(near, low, high), **options)
     # Exactly at a bound, where it is at one.
     s = np.clip(np.where(best.x < np.append(np.full(p, 1e-12), problem.low), low, best.x), low, high)
     beside = [value(s + step) for step in 1e-4 * np.vstack([np.eye(len(s)), -np.eye(len(s))])]
@@ -307,7 +335,7 @@ def _huber(problem: Projection) -> tuple[Array, Array, float, float]:
 
 
 def _warnings(law: Form, condition: float, certified: bool, points: int) -> tuple[str, ...]:
-    falls = any(getattr(law, name) > 0 for name in law.linear if name in "ab")
+    falls = any(getattr(law, name, 0) > 0 for name in "ab")
     flags, near = {"points_do_not_fall": not falls}, 1e-5  # as in db/views/1_power_law.sql
     for name, (low, high) in law.bounds.items():
         flags[f"{name}_at_lower_bound"] = falls and getattr(law, name) <= low * (1 + near)

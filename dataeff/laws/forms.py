@@ -12,11 +12,14 @@ Units: a, b, e and p are nats/token (a and b where the variable is 1), tau is me
 repetitions beyond the first pass, exponents have none. x, n, d and unique are in whatever unit the points were given in.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dataeff.errors import InputError, nearest
 
 ALPHA_BOUNDS = (0.02, 3.0)  # db/views/1_power_law.sql has the same
 
@@ -31,17 +34,24 @@ class Form:
     variables: ClassVar[tuple[str, ...]] = ("x",)
     linear: ClassVar[tuple[str, ...]] = ("a", "e")
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}
+    constants: ClassVar[dict[str, float]] = {}  # parameters that are held
     source: ClassVar[str]
 
     @staticmethod
     def columns(*x_and_shape: NDArray) -> tuple[NDArray | float, ...]:
         raise NotImplementedError
 
+    @staticmethod
+    def offset(*x_and_shape: NDArray) -> NDArray | float:
+        """Return what linear parameters that are held (`hold`) add to the loss."""
+        return 0.0
+
     def __call__(self, *x: ArrayLike) -> NDArray[np.float64]:
         """Return the loss in nats per token, of the variables' shape (one argument a variable)."""
         arrays = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in x))
         terms = self.columns(*arrays, *(getattr(self, name) for name in self.bounds))
         loss = sum(getattr(self, name) * term for name, term in zip(self.linear, terms, strict=True))
+        loss += self.offset(*arrays, *(getattr(self, name) for name in self.bounds))
         return loss * np.ones(arrays[0].shape)
 
     @property
@@ -180,3 +190,45 @@ FORMS: dict[str, type[Form]] = {
     "data_constrained": DataConstrained,
     "overfitting": Overfitting,
 }
+
+
+def hold(form: type[Form], constants: Mapping[str, float]) -> type[Form]:
+    """Return the form with these parameters held at their values, the others free.
+
+    Raises `InputError` for a name or value that the form does not have, and where no linear parameter is left to fit.
+    """
+    if not constants:
+        return form
+    names = (*form.linear, *form.bounds)
+    for name, value in constants.items():
+        if name not in names:
+            raise InputError(f"{name} = {value:g} cannot be held: {form.__name__} has no such parameter; {nearest(name, names)}")
+        low, high = form.bounds.get(name, (0.0, np.inf))
+        if not low <= value <= high or not np.isfinite(value):
+            raise InputError(f"{name} = {value:g} cannot be held: {form.__name__} takes {low:g} to {high:g}")
+    free = tuple(name for name in form.linear if name not in constants)
+    if not free:
+        raise InputError(f"{', '.join(constants)} are held: one of {', '.join(form.linear)} must be left to fit")
+
+    class Held(form):
+        linear = free
+        bounds = {name: ends for name, ends in form.bounds.items() if name not in constants}
+
+        @staticmethod
+        def _terms(x_and_shape):
+            x, shape = x_and_shape[: len(form.variables)], x_and_shape[len(form.variables) :]
+            values = constants | dict(zip(Held.bounds, shape, strict=True))
+            return dict(zip(form.linear, form.columns(*x, *(values[name] for name in form.bounds)), strict=True))
+
+        @staticmethod
+        def columns(*x_and_shape):
+            terms = Held._terms(x_and_shape)
+            return tuple(terms[name] for name in free)
+
+        @staticmethod
+        def offset(*x_and_shape):
+            terms = Held._terms(x_and_shape)
+            return sum(constants[name] * term for name, term in terms.items() if name in constants)
+
+    Held.constants, Held.__name__ = dict(constants), form.__name__
+    return Held

@@ -3,7 +3,8 @@
 The interval is a profile-likelihood interval: every limit that some law of the form reaches with a sum of squares of at
 most best + s^2 F(level; 1, freedom), where s^2 is the variance of one loss and `freedom` says how well it is known:
 infinite for a given sd (then F is chi-square), or points - parameters with s^2 = best / freedom (Bates and Watts 1988,
-section 6.1; Seber and Wild 1989, section 5.4). It needs no straight-line approximation and stops at bounds by itself.
+section 6.1; Seber and Wild 1989, section 5.4). It needs no straight-line approximation and stops at bounds by itself. Huber's
+loss is no likelihood: there the interval is by the bootstrap, which needs more points.
 
 benchmarks/laws.py measures that it covers, unlike residual bootstraps of few points. Nothing here does where losses share
 their noise, as those of 1 ... K members of one ensemble do: take the jackknife over members (the view `ensemble_asymptote`).
@@ -19,7 +20,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from dataeff.errors import InputError
-from dataeff.laws.fit import Array, Fit, Projection, fit, refit
+from dataeff.laws.fit import Array, Fit, Projection, fit, refit, refit_huber
 from dataeff.laws.forms import Form
 
 
@@ -33,18 +34,19 @@ class Interval:
 
 
 def interval(fitted: Fit, *, level: float = 0.9, sd: float | None = None, freedom: float = math.inf) -> Interval:
-    """Return the profile-likelihood interval of the limit of a least-squares law.
+    """Return the interval of the limit of a law: by profile likelihood, or by the bootstrap for one by Huber's loss.
 
     `sd`: standard deviation in nats per token of a loss of weight 1, with the degrees of `freedom` it was estimated with
-    (infinite: known); by default that of the residuals. Raises `InputError` for a law of another loss and values out of range.
+    (infinite: known); by default that of the residuals. Raises `InputError` for values out of range.
     """
     form, spare, best = type(fitted.law), fitted.points - fitted.parameters, fitted.law.limit
-    if fitted.loss != "least_squares":
-        raise InputError(f"an interval needs a fit by least squares; this one is by '{fitted.loss}'")
     if not 0 < level < 1 or not (sd is None or sd > 0):
         raise InputError(f"level = {level:g}, sd = {sd}: an interval needs 0 < level < 1 and sd > 0")
     if "e" not in form.linear:
-        return Interval(None, None, f"the limit of {form.__name__} is {best:g} by its form")
+        why = "held" if "e" in form.constants else "by its form"
+        return Interval(None, None, f"the limit of {form.__name__} is {best:g}, {why}")
+    if fitted.loss == "huber":
+        return _bootstrap(fitted, level)
     if sd is not None:
         reason = "profile: the noise of one run is given, so the likelihood is too, whatever the number of points (chi-square)"
     elif spare == 0:
@@ -56,6 +58,21 @@ def interval(fitted: Fit, *, level: float = 0.9, sd: float | None = None, freedo
     ceiling = fitted.objective * (1 + 1e-9) + sd**2 * stats.f.ppf(level, 1, min(freedom, 1e12))
     highest = 4 * max(best, float(fitted.y.max()))
     return Interval(_end(fitted, 0.0, ceiling), _end(fitted, highest, ceiling), reason)
+
+
+def _bootstrap(fitted: Fit, level: float, resamples: int = 400) -> Interval:
+    """Return the percentile interval over resamples of the points (Efron 1979, Annals of Statistics 7; Besiroglu et al., arXiv
+    2404.10102, for these laws), widened for the parameters as residuals are: Davison and Hinkley 1997, section 2.8 and 6.2.
+    """
+    points, least = fitted.points, 5 * fitted.parameters
+    if points < least:
+        return Interval(None, None, f"a bootstrap of {fitted.parameters} parameters needs {least} points; there are {points}")
+    drawn = np.random.default_rng(0).multinomial(points, np.full(points, 1 / points), resamples)
+    limits = [law.limit for law in refit_huber(fitted, drawn * fitted.weights)]
+    spare = points - fitted.parameters
+    wider = math.sqrt(points / spare) * stats.t.isf((1 - level) / 2, spare) / stats.norm.isf((1 - level) / 2)
+    ends = fitted.law.limit + wider * (np.quantile(limits, [(1 - level) / 2, (1 + level) / 2]) - fitted.law.limit)
+    return Interval(max(float(ends[0]), 0.0), float(ends[1]), f"bootstrap: {resamples} resamples of the {points} points")
 
 
 def _end(fitted: Fit, far: float, ceiling: float) -> float:
@@ -112,15 +129,15 @@ class Comparison:
     reason: str | None
 
 
-def compare(forms: Sequence[type[Form]], x: Array, y: Array) -> list[Comparison]:
-    """Return each form's AICc and leave-one-out error on the same points, best held-out error first.
+def compare(forms: Sequence[type[Form]], x: Array, y: Array, weights: Array | None = None) -> list[Comparison]:
+    """Return each form's AICc and leave-one-out error on the same points, which count by `weights`; best held-out error first.
 
     AICc = n log(sse / n) + 2k + 2k(k + 1) / (n - k - 1), with the noise counted among the k parameters (Hurvich and Tsai
     1989, Biometrika 76; Burnham and Anderson 2002, section 7.4): undefined for n <= k + 1 or where the law is exact.
     """
     rows = []
     for form in forms:
-        fitted, aicc, held_out, few = fit(form, x, y), None, None, []
+        fitted, aicc, held_out, few = fit(form, x, y, weights=weights), None, None, []
         n, k = fitted.points, fitted.parameters + 1
         if n <= k + 1:
             few.append(f"AICc needs {k + 2} points, there are {n}")
@@ -129,8 +146,8 @@ def compare(forms: Sequence[type[Form]], x: Array, y: Array) -> list[Comparison]
         if n < k:
             few.append(f"leaving one out needs {k} points, there are {n}")
         else:
-            laws = refit(form, fitted.x, np.broadcast_to(fitted.y, (n, n)), weights=1 - np.eye(n)).laws()
+            laws = refit(form, fitted.x, np.broadcast_to(fitted.y, (n, n)), weights=fitted.weights * (1 - np.eye(n))).laws()
             errors = [fitted.y[i] - law(*np.atleast_2d(fitted.x)[:, i]) for i, law in enumerate(laws)]
-            held_out = float(np.sqrt(np.mean(np.square(errors))))
+            held_out = float(np.sqrt(np.average(np.square(errors), weights=fitted.weights)))
         rows.append(Comparison(form, aicc, held_out, "too few points: " + "; ".join(few) if few else None))
     return sorted(rows, key=lambda row: math.inf if row.held_out is None else row.held_out)

@@ -15,7 +15,7 @@ from sqlalchemy import ARRAY, JSON, BigInteger, Double, Enum, Float, Integer, Me
 from sqlalchemy.schema import CreateTable, SetColumnComment, SetTableComment
 from sqlmodel import Field, SQLModel
 
-TEXTS, INDICES, POINTS = ARRAY(String), ARRAY(Integer), ARRAY(Integer, dimensions=2)
+TEXTS, NUMBERS, INDICES, POINTS = ARRAY(String), ARRAY(Double), ARRAY(Integer), ARRAY(Integer, dimensions=2)
 
 
 class Table(SQLModel):
@@ -292,6 +292,7 @@ class Fit(Table, table=True):
     alpha: float | None = column("exponent of that law; NULL without, and where a = 0")
     e: float | None = column("limit of that law; NULL without (nats/token)")
     rmse: float | None = column("root of its mean squared residual (nats/token)")
+    weights: list[float] | None = column("of its points, in the order of x; NULL where all count alike", sa_type=NUMBERS)
     warnings: list[str] = column(
         "keys of `dataeff.laws.fit.WARNINGS`, and `misfit` where its residuals are more than twice the noise of its points; "
         "the interval takes the noise as large as they are",

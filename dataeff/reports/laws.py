@@ -32,17 +32,17 @@ RIVALS: dict[type[Form], str] = {
 
 LAWS = {
     "N": """
-SELECT law.recipe, law.seed_tokens, NULL AS size, NULL AS averaging, law.*, warnings, run_ids
+SELECT law.recipe, law.seed_tokens, NULL AS size, NULL AS averaging, law.*, warnings, weights, run_ids
 FROM asymptote AS law LEFT JOIN fit_state ON fit_id = concat_ws('/', law.study, law.recipe, law.seed_tokens, 'asymptote')
 WHERE law.study = $1 AND kind IN ('asymptote', 'asymptote in K, then N')""",
     "K": """
-SELECT recipe, seed_tokens, size, averaging, law.*, law.members AS points, NULL AS warnings,
+SELECT recipe, seed_tokens, size, averaging, law.*, law.members AS points, NULL AS warnings, NULL AS weights,
     list_sort(list_distinct(list_transform(ensemble.members, lambda member: split_part(member, '@', 1)))) AS run_ids
 FROM ensemble_asymptote AS law JOIN best_run USING (cell_id, coordinates) JOIN ensemble USING (ensemble_id) WHERE study = $1
 QUALIFY row_number() OVER (PARTITION BY cell_id, averaging ORDER BY law.members DESC, ensemble_id DESC) = 1
 ORDER BY parameters_total, size""",
     "D": """
-SELECT law.recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, law.*, warnings, run_ids
+SELECT law.recipe, NULL AS seed_tokens, NULL AS size, NULL AS averaging, law.*, warnings, weights, run_ids
 FROM data_law AS law LEFT JOIN fit_state ON fit_id = concat_ws('/', law.study, law.recipe, 'data_law') WHERE law.study = $1""",
 }
 
@@ -130,8 +130,11 @@ def law_tests(law: dict[str, Any], points: Records, over: str) -> dict[str, Any]
     """Return what tests a law: `sentence` (of the largest point), figure `rows`, and the tables `points` and `rivals`."""
     own = [point for point in points if point["name"] == law["name"] and point["val_loss"] is not None]
     rows = law_rows([law], own, over)
+    losses: dict[float, list[float]] = {}  # sizes of equal N count as their mean, as in the chain of laws
+    for point in own:
+        losses.setdefault(point["x"] / UNITS[over], []).append(point["val_loss"])
     try:
-        fitted = fit(PowerLaw, [point["x"] / UNITS[over] for point in own], [point["val_loss"] for point in own])
+        fitted = fit(PowerLaw, [*losses], [float(np.mean(each)) for each in losses.values()], weights=law["weights"])
     except InputError as error:
         return {"rows": rows, "points": ([], []), "rivals": ([], []), "sentence": f"Nothing is fitted: {error}."}
     miss, sentence = leave_largest_out(fitted), "The largest point cannot be held out: "
@@ -142,10 +145,12 @@ def law_tests(law: dict[str, Any], points: Records, over: str) -> dict[str, Any]
         rows.append({"layer": "predicted", "recipe": law["recipe"], "point": "predicted", "panel": rows[0]["panel"], **at})
         sentence = (f"Without its largest point, {over} = {at['x']:,.0f}, the law predicts {miss.predicted:.4f} nats/token; "
                     f"measured: {miss.measured:.4f}, a miss of {miss.measured - miss.predicted:+.4f}.")  # fmt: skip
-    residuals = fitted.residuals.tolist() if fitted.points > fitted.parameters else [None] * fitted.points
+    law_losses = fitted.law([point["x"] / UNITS[over] for point in own]).tolist()
+    spare = fitted.points > fitted.parameters
+    residuals = [p["val_loss"] - loss if spare else None for p, loss in zip(own, law_losses, strict=True)]
     rivals = []
-    for row in compare([form for form in RIVALS if over == "K" or form is not Exponential], fitted.x, fitted.y):
-        rival, form = fit(row.form, fitted.x, fitted.y), RIVALS[row.form]
+    for row in compare([form for form in RIVALS if over == "K" or form is not Exponential], fitted.x, fitted.y, fitted.weights):
+        rival, form = fit(row.form, fitted.x, fitted.y, weights=fitted.weights), RIVALS[row.form]
         caveats = "; ".join([*(WARNINGS[name] for name in rival.warnings), *filter(None, [row.reason])])
         limit = None if row.form is PowerLawWithoutFloor else rival.limit  # 0 by its form, which says nothing
         rivals.append([form, limit, row.held_out, row.aicc, rival.rmse, caveats])

@@ -74,7 +74,7 @@ EMPTY: dict[str, Any] = {  # the columns of table `fit`
     **dict.fromkeys(("fit_id", "study", "recipe", "seed_tokens", "quantity", "value", "low", "high", "reason")),
     **dict.fromkeys(("interval_reason", "standard_error", "tokens_needed", "largest_budget", "a", "alpha", "e", "rmse")),
     **{"method": METHOD, "evidence": None, "resamples": 0, "undefined": 0, "points": 0, "warnings": [], "run_ids": []},
-    **dict.fromkeys(("held_out", "draw_sd", "seed_sd")),
+    **dict.fromkeys(("held_out", "weights", "draw_sd", "seed_sd")),
 }
 
 
@@ -181,7 +181,7 @@ def _rows_of_study(study: str, baseline: str | None, all_cells: Rows) -> Rows:
             law, warnings = fitted.law, [*fitted.warnings, *(["misfit"] if result.misfit > MISFIT else [])]
             row |= {"a": law.a, "alpha": law.alpha if law.a else None, "e": law.e, "rmse": fitted.rmse}
             held_out = leave_largest_out(fitted)
-            row |= {"points": fitted.points, "warnings": warnings}
+            row |= {"points": fitted.points, "warnings": warnings, "weights": fitted.weights.tolist()}
             row |= {"held_out": None if held_out.predicted is None else held_out.measured - held_out.predicted}
         rows.append(row)
         if quantity == ASYMPTOTE:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 
 import duckdb
+import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from dataeff.records.queries import records
 from dataeff.records.store import Database
@@ -55,13 +57,14 @@ def test_a_law_over_n_predicts_its_largest_point_as_sql_does(tab, laptop, fitted
     (own,) = (own for own in found["laws"] if own["name"] == "regularized, D = 16,384")
     (row,) = table([own])
     assert [row[name] for name in ("limit", "90% from", "to")] == [limit, low, high]
-    predicted, measured = fitted.execute(
-        f"""WITH point AS (SELECT parameters_total / 1e9 AS x, reached_loss AS y FROM cell_limit WHERE {law}), law AS (
-            SELECT power_law(list(x), list(y)) AS fit FROM point WHERE x < (SELECT max(x) FROM point))
-            SELECT fit.a * power(x, -fit.alpha) + fit.e, y FROM point, law ORDER BY x DESC LIMIT 1"""
-    ).fetchone()
+    (held_out,) = fitted.execute(f"SELECT held_out FROM fit WHERE quantity = 'asymptote' AND {law}").fetchone()
     tests = law_tests(own, found["points"], "N")
-    assert f"the law predicts {predicted:.4f} nats/token; measured: {measured:.4f}" in tests["sentence"]
+    assert f"a miss of {held_out:+.4f}." in tests["sentence"]
+    points = fitted.execute(f"SELECT parameters_total / 1e9, limit_loss FROM cell_limit WHERE {law} ORDER BY 1").fetchall()
+    x, y = np.array(points).T
+    root = np.sqrt(own["weights"][:-1])
+    a, alpha, e = least_squares(lambda v: (v[0] * x[:-1] ** -v[1] + v[2] - y[:-1]) * root, (0.01, 1, 3), xtol=1e-15).x
+    assert y[-1] - (a * x[-1] ** -alpha + e) == pytest.approx(held_out, abs=1e-5)
     limits = {rival[0]: rival[1] for rival in tests["rivals"][1]}
     assert limits["a / x^alpha + E"] == pytest.approx(limit, abs=1e-5) and limits["a / x^alpha"] is None
     assert tests["sentence"] in tab(laptop).open("laws?study=laptop&law=regularized, D = 16,384").text

@@ -12,7 +12,16 @@ from scipy.optimize import differential_evolution, minimize
 
 from dataeff.errors import InputError
 from dataeff.laws.fit import DELTA, WARNINGS, fit, refit
-from dataeff.laws.forms import Additive, DataConstrained, Exponential, Overfitting, PowerLaw, PowerLawWithoutFloor, Reciprocal
+from dataeff.laws.forms import (
+    Additive,
+    DataConstrained,
+    Exponential,
+    Overfitting,
+    PowerLaw,
+    PowerLawWithoutFloor,
+    Reciprocal,
+    hold,
+)
 
 N = np.array([0.15, 0.3, 0.6, 1.4])
 ONE_VARIABLE = [PowerLaw, Reciprocal, PowerLawWithoutFloor, Exponential]
@@ -217,3 +226,39 @@ def test_bad_weights_and_unknown_losses_are_refused():
         fit(Additive, [1, 2, 3], [4, 3, 2])
     with pytest.raises(InputError, match="refits need finite losses"):
         refit(PowerLaw, [1, 2, 3], [[4, 3, math.nan]])
+
+
+@pytest.mark.parametrize("loss", ["least_squares", "huber"])
+@pytest.mark.parametrize("constants", [{"alpha": 0.35}, {"e": 1.8}, {"alpha": 0.35, "b": 1e3}, {"beta": 0.37, "e": 1.8}], ids=str)
+def test_the_rest_of_a_law_with_parameters_held_is_what_another_optimiser_finds(constants, loss):
+    random = np.random.default_rng(0)
+    x = 10 ** random.uniform([[7.5], [9]], [[10], [11.5]], (2, 60))
+    y = Additive(482, 0.348, 2085, 0.366, 1.817)(*x) * np.exp(0.003 * random.normal(size=60))
+    found = fit(hold(Additive, constants), x, y, loss=loss)
+    assert found.certified and found.parameters == 5 - len(constants)
+    free = [name for name in ("a", "alpha", "b", "beta", "e") if name not in constants]
+
+    def objective(values):
+        law = Additive(**constants, **dict(zip(free, np.exp(values), strict=True)))(*x)
+        r = np.abs(np.log(law) - np.log(y)) if loss == "huber" else np.abs(law - y)
+        return np.sum(np.where(r <= DELTA, r * r / 2, DELTA * (r - DELTA / 2)) if loss == "huber" else r * r)
+
+    truth = {"a": 482, "alpha": 0.348, "b": 2085, "beta": 0.366, "e": 1.817}
+    start, options = np.log([truth[name] for name in free]), {"maxiter": 20000, "maxfev": 20000, "xatol": 1e-10, "fatol": 1e-16}
+    assert found.objective <= minimize(objective, start, method="Nelder-Mead", options=options).fun * (1 + 1e-7)
+    assert {name: getattr(found.law, name) for name in constants} == constants
+    assert found.objective == pytest.approx(objective(np.log([getattr(found.law, name) for name in free])))
+
+
+@pytest.mark.parametrize(
+    ("constants", "said"),
+    [
+        ({"alhpa": 0.3}, "no such parameter; did you mean 'alpha'"),
+        ({"alpha": 7.0}, "takes 0.02 to 3"),
+        ({"e": -1.0}, "takes 0 to inf"),
+        ({"a": 1.0, "e": 3.0}, "one of a, e must be left to fit"),
+    ],
+)
+def test_what_a_form_cannot_hold_is_refused(constants, said):
+    with pytest.raises(InputError, match=said):
+        hold(PowerLaw, constants)
