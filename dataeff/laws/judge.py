@@ -91,8 +91,8 @@ def _pairs_expected(d: np.ndarray) -> tuple[int | None, str | None]:
     return (int(more[enough.argmax()]), None) if enough.any() else (None, f"more than {FAR:,} further pairs, at this difference")
 
 
-def next_pair(claims: Mapping[str, Sequence[float]], flops: Mapping[str, float], most: int) -> str | None:
-    """Return the undecided claim whose next pair is worth most, of those with fewer than `most`; None where none is left.
+def next_pair(claims: Mapping[str, Sequence[float]], flops: Mapping[str, float]) -> str | None:
+    """Return the undecided claim whose next pair is worth most; None where all are decided.
 
     `claims`: differences so far; `flops`: of a pair. Worth is the expected growth of the log e-value a FLOP, on the way to a
     decision (Gruenwald, de Heide and Koolen 2024, Safe testing). Where under two pairs show no noise yet, the cheapest is first.
@@ -104,4 +104,4 @@ def next_pair(claims: Mapping[str, Sequence[float]], flops: Mapping[str, float],
         missing = math.inf if of.pairs < 2 else DECIDES - max(of.log_e_for, of.log_e_against)
         return missing / (of.pairs_expected or FAR) / flops[name], -flops[name]
 
-    return max((name for name, of in verdicts.items() if of.state == "undecided" and of.pairs < most), key=worth, default=None)
+    return max((name for name, of in verdicts.items() if of.state == "undecided"), key=worth, default=None)

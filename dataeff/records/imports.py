@@ -141,7 +141,7 @@ def _study_row(fact: Import, recipes: Sequence[str]) -> dict[str, Any]:
     spec = {"recipes": limits, "columns": fact.columns, "ignored": fact.ignored, "where": fact.where}
     question = fact.question or f"What do the runs of {fact.source} show?"
     row = {"name": fact.study, "question": question, "baseline": fact.baseline, "imported_from": fact.source}
-    times = {"started_at": fact.imported_at, "updated_at": fact.imported_at}
+    times = {"claims_since": None, "started_at": fact.imported_at, "updated_at": fact.imported_at}
     return {**row, **times, "text": canonical_json({**spec, **row}), "spec": spec}
 
 

@@ -153,6 +153,7 @@ class Study(Table, table=True):
     vocabulary: int | None = column("tokens in the vocabulary; NULL for imported runs (count)")
     separator: int | None = column("id of the token between documents; NULL for imported runs")
     imported_from: str | None = column("the table, project or store its runs were imported from; NULL when launched")
+    claims_since: dict[str, str] | None = column("when each claim was declared; NULL for imported runs", sa_type=JSON)
     started_at: datetime = column("first launch or import")
     updated_at: datetime = column("last launch or import")
 
@@ -199,7 +200,8 @@ class Trial(Table, table=True):
     cell_id: str = key("the cell")
     run_id: str = key("the run")
     role: str = one_of(
-        "`search`, `member` (of the ensemble at a point) or `replicate` (of the optimum, under a seed or draw that chose nothing)"
+        "`search`, `member` (of the ensemble at a point), `replicate` (of the optimum, under a seed or draw that chose nothing) "
+        "or `claim` (the same, to decide a claim alone: no law reads it)"
     )
     number: int = column("order within the cell's search, from 0 (count)")
     coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)
@@ -238,7 +240,10 @@ class CellEnsemble(Table, table=True):
 
     cell_id: str = key("the cell")
     ensemble_id: str = key("the ensemble")
-    role: str = one_of("`member` (of runs that the search used) or `replicate` (of the optimum, of runs that chose nothing)")
+    role: str = one_of(
+        "`member` (of runs that the search used), `replicate` (of the optimum, of runs that chose nothing) or `claim` (the same, "
+        "to decide a claim alone)"
+    )
     draw: int = column("which fixed order of the corpus's documents its members are trained on; 0 tunes")
     number: int = column("order within the cell's search, from 0 (count)")
     coordinates: list[int] = column("grid indices from 0, in axis order", sa_type=INDICES)

@@ -63,6 +63,7 @@ class Resources(Spec):
     keep: Literal["all", "optima", "none"] = "all"  # whose weights stay once nothing is left that reads them
     max_runs_per_cell: int | None = Field(default=None, ge=1, description="the search ends `open` when it has used them")
     points_in_flight: int = Field(default=2, ge=1, description="a cell's points that are trained at the same time")
+    claim_pairs: int = Field(default=0, ge=0, description="further draws a claim may have trained until it is decided")
     evaluations: int = Field(default=4, ge=1, description="validations a run, evenly spaced, the final one included")
 
 

@@ -108,21 +108,40 @@ class Demand:
 
     def _repeated(self, draw: int) -> Origin:
         """Return the first seed that repeats an optimum on a draw, or the one that tunes it on draw 0."""
-        first, *others = self.study.seeds
-        return (draw, (others[0] if others else first + 1) + draw - 1) if draw else self.tuned
+        return (draw, self._others[0] + draw - 1) if draw else self.tuned
+
+    @property
+    def _others(self) -> list[int]:
+        """The seeds that repeat an optimum."""
+        return self.study.seeds[1:] or [self.study.seeds[0] + 1]
 
     def repeats(self, cell: Cell) -> list[Origin]:
         """Return where a cell's optimum is repeated to estimate its loss: other draws, where the study has several, and other
         seeds. With one draw an ensemble that was tuned as such is repeated with other members, and others are not.
         """
         recipe, (_, first) = self.recipe(cell), self.tuned
-        draws = range(1, self.study.draws)
+        if self.study.draws > 1:
+            return [origin for draw in range(1, self.study.draws) for origin in self._on_draw(cell, draw)]
         if recipe.members > 1 and recipe.vary != "snapshot":
-            fresh = [(0, first + recipe.members)] if recipe.objective == "K" and not draws else []
-            return [self._repeated(draw) for draw in draws] or fresh
-        seeds = self.study.seeds[1:]
-        drawn = [(draw, seed + draw - 1) for draw in draws for seed in seeds or [first + 1]]  # no two draws share all seeds
-        return drawn or [(0, seed) for seed in seeds]
+            return [(0, first + recipe.members)] if recipe.objective == "K" else []
+        return [(0, seed) for seed in self.study.seeds[1:]]
+
+    def pairs(self, cell: Cell) -> list[list[Origin]]:
+        """Return where a cell's optimum may be repeated to decide a claim, a list a pair: on draws beyond the study's."""
+        claimed = ((claim.at, recipe) for claim in self.study.claims.values() for recipe in (claim.better, claim.than))
+        if (cell.seed_tokens, cell.recipe) not in claimed:
+            return []
+        return [self._on_draw(cell, draw) for draw in range(self.study.draws, self._draws)]
+
+    @property
+    def _draws(self) -> int:
+        return self.study.draws + (self.study.resources.claim_pairs if self.study.claims else 0)
+
+    def _on_draw(self, cell: Cell, draw: int) -> list[Origin]:
+        recipe = self.recipe(cell)
+        if recipe.members > 1 and recipe.vary != "snapshot":
+            return [self._repeated(draw)]
+        return [(draw, seed + draw - 1) for seed in self._others]  # no two draws share all seeds
 
     def members(self, cell: Cell, point: Point, count: int | None = None, origin: Origin | None = None) -> list[Train]:
         """Return the runs of a point's members, or `count` of them, the tuned one first unless another origin is given; one run
@@ -161,7 +180,7 @@ class Demand:
 
     def teachers(self, teacher: Cell, optimum: Point) -> list[list[Input]]:
         """Return the members of a teacher's optimum on each draw of the data."""
-        return [self.member_inputs(teacher, optimum, self._repeated(draw)) for draw in range(self.study.draws)]
+        return [self.member_inputs(teacher, optimum, self._repeated(draw)) for draw in range(self._draws)]
 
     def _lesson(self, cell: Cell, members: list[Input]) -> Synthetic | TeacherLogits:
         """Return whose logits a cell's runs match, or whose samples they see."""

@@ -50,7 +50,8 @@ STALE = """SELECT DISTINCT study, baseline FROM (
 CELLS = """
 WITH used AS (
     SELECT cell_id, list(DISTINCT run.run_id) AS run_ids
-    FROM best_run JOIN trial USING (cell_id, coordinates) JOIN run ON run.run_id = trial.run_id WHERE study = $1 GROUP BY cell_id
+    FROM best_run JOIN trial USING (cell_id, coordinates) JOIN run ON run.run_id = trial.run_id
+    WHERE study = $1 AND role <> 'claim' GROUP BY cell_id
 ), drawn AS (
     SELECT cell_id, list({reached_loss: reached_loss, limit_loss: limit_loss, runs: runs, variance: variance, freedom: freedom,
         reached_error: error, limit_error: limit_error} ORDER BY draw) AS estimates

@@ -55,6 +55,7 @@ class StudyFact(Fact):
     corpus: str
     vocabulary: int
     separator: int
+    claims_since: dict[str, datetime] = {}  # when each was first declared as it is
     started_at: datetime
     updated_at: datetime
 

@@ -17,6 +17,8 @@ from dataeff.errors import DatabaseBusyError, DataeffError, SchemaError, StudyEr
 from dataeff.execution.base import Executor
 from dataeff.facts.job import Job
 from dataeff.facts.store import Store, load_fact, write_atomically
+from dataeff.laws.judge import next_pair
+from dataeff.records.claims import read_claims
 from dataeff.records.store import Database
 from dataeff.search.studies import CellStudies, open_storage
 from dataeff.specs.study import Study
@@ -92,9 +94,14 @@ class Launch:
         """Record the study and what the store has of it; return how it stands, and how many cells it has no longer."""
         name, now = self.spec.name, datetime.now(UTC)
         file = study_file(self.store, name)
-        started = load_fact(StudyFact, file).started_at if file.exists() else now
+        before = load_fact(StudyFact, file) if file.exists() else None
+        since = dict.fromkeys(self.spec.claims, now)
+        for each, claim in self.spec.claims.items():
+            if before and claim == before.spec.claims.get(each):
+                since[each] = before.claims_since.get(each, now)
+        times = {"started_at": before.started_at if before else now, "updated_at": now, "claims_since": since}
         corpus = {key: getattr(self.demand, key) for key in ("corpus", "vocabulary", "separator")}
-        fact = StudyFact(spec=self.spec, text=self.study.source, **corpus, started_at=started, updated_at=now)
+        fact = StudyFact(spec=self.spec, text=self.study.source, **corpus, **times)
         with self.database.write(FIRST_WRITE_SECONDS) as connection:
             row = connection.execute("SELECT imported_from FROM study WHERE name = $1", [name]).fetchone()
             if row and row[0]:
@@ -125,7 +132,8 @@ class Launch:
                     self._fit(0.2)
                 if on_change:
                     on_change(self)
-                if not len(self.queue) and (self.database_busy_since is None or self.queue.stopping):
+                idle = not len(self.queue) and (self.database_busy_since is None or self.queue.stopping)
+                if idle and not self._ask_for_pairs():
                     break
                 if ended := self.queue.wait(timeout=0.25):
                     self._learn(ended)
@@ -168,6 +176,29 @@ class Launch:
         self._changed |= {state.cell.id: state for state in changed}
         self._submit(changed)
         prune_weights(self.spec.resources.keep, self.resolution, self.queue, changed)
+
+    def _ask_for_pairs(self) -> bool:
+        """Have the next pairs of undecided claims trained, those worth most a FLOP, one a claim, while executors are idle; return
+        whether there is any.
+        """
+        if self.queue.stopping or not (self.spec.claims and self.spec.resources.claim_pairs):
+            return False
+        with self.database.read(LAST_FLUSH_SECONDS) as connection:
+            claims = {claim.name: claim for claim in read_claims(connection, self.spec.name)}
+        left, flops = {}, {}
+        for name, claim in claims.items():
+            tried = sum(draw >= self.spec.draws for draw in claim.draws)
+            if len(claim.cells) == 2 and tried < self.spec.resources.claim_pairs:
+                left[name], flops[name] = claim, self.resolution.pair_flops(claim.cells, tried)
+        while len(self.queue) < self.queue.executor.slots:
+            name = next_pair({each: claim.differences for each, claim in left.items()}, flops)
+            if name is None:
+                break
+            claim = left.pop(name)  # a pair that cannot be had is not asked for twice
+            changed = self.resolution.ask(claim.cells, 1 + sum(draw >= self.spec.draws for draw in claim.draws))
+            self._changed |= {state.cell.id: state for state in changed}
+            self._submit(changed)
+        return len(self.queue) > 0
 
     # -- the records --------------------------------------------------------------------------------------------
 

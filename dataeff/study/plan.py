@@ -129,6 +129,8 @@ def _unanswerable(spec: StudySpec) -> list[str]:
     budgets, lines = len(spec.seed_tokens), []
     if budgets < 3 and len(spec.recipes) > 1:
         lines.append(f"no data efficiency: the baseline's law over D needs 3 budgets, and seed_tokens has {budgets}; add some")
+    if spec.claims and spec.resources.claim_pairs:
+        lines.append(f"up to {spec.resources.claim_pairs} further pairs of each claim are not counted here")
     for name, recipe in spec.recipes.items():
         sizes, members = len(spec.sizes_of(name)), recipe.members
         if "N" in recipe.limit and sizes < 3:

@@ -19,7 +19,7 @@ from dataeff.search.coordinate_descent import Certificate, certificate, walk
 from dataeff.specs.grid import Point
 from dataeff.specs.spec import Input
 from dataeff.specs.study import Cell
-from dataeff.study.demand import Demand
+from dataeff.study.demand import Demand, Origin
 from dataeff.study.results import Failure, Results, surface
 from dataeff.work.train import Train
 
@@ -29,7 +29,7 @@ class Use:
     """A run that a cell has used, at a point of its search or for its optimum, or an ensemble of such runs."""
 
     job_id: str
-    role: str  # search | member | replicate
+    role: str  # search | member | replicate | claim
     number: int  # place of the point in the order of the search, from 0
     point: Point
     draw: int = 0  # of the data
@@ -78,6 +78,7 @@ class Resolution:
         self.states: dict[str, CellState] = {}
         self._readers: dict[str, set[str]] = {}  # cells that read the result of a job, or the runs on a surface
         self._children: dict[str, list[str]] = {}
+        self._pairs: dict[str, int] = {}  # of claims, that a cell was asked for
         self._run_ids: dict[object, tuple[str, ...]] = {}  # by cell and values of a point
         for cell in demand.cells.values():
             for parent in cell.builds_on:
@@ -94,6 +95,25 @@ class Resolution:
                 changed.append(state)
                 stale.update(self._children.get(cell_id, ()))
         return changed
+
+    def ask(self, cell_ids: Iterable[str], pairs: int) -> list[CellState]:
+        """Have these cells want so many pairs of claims, which nothing else reads; return the states that have changed."""
+        changed = []
+        for cell_id in cell_ids:
+            self._pairs[cell_id] = max(pairs, self._pairs.get(cell_id, 0))
+            if (state := _CellResolver(self, self.demand.cells[cell_id]).state()) != self.states[cell_id]:
+                self.states[cell_id] = state
+                changed.append(state)
+        return changed
+
+    def pairs_asked(self, cell: Cell) -> list[Origin]:
+        return [origin for pair in self.demand.pairs(cell)[: self._pairs.get(cell.id, 0)] for origin in pair]
+
+    def pair_flops(self, cell_ids: Iterable[str], number: int) -> float:
+        """Return the training FLOPs of one more pair of these cells, the `number`th from 0; what teaches them is not counted."""
+        states = [self.states[cell_id] for cell_id in cell_ids]
+        origins = [(state, origin) for state in states for origin in self.demand.pairs(state.cell)[number]]
+        return float(sum(run.flops for state, at in origins for run in self.demand.members(state.cell, state.best, origin=at)))
 
     def run_ids(self, cell: Cell, point: Point) -> tuple[str, ...]:
         """Return the ids of the runs whose losses are a point's objective: hashing a spec costs more than all else here."""
@@ -277,7 +297,7 @@ class _CellResolver:
         """Return the repeats or members that an optimum lacks, then their ensemble, and why some of it cannot be had."""
         jobs: list[Job] = []
         notes = []
-        for origin in (self.demand.tuned, *self.demand.repeats(self.cell)):
+        for origin in (self.demand.tuned, *self.demand.repeats(self.cell), *self.all.pairs_asked(self.cell)):
             runs, ensemble = self.demand.members(self.cell, best, origin=origin), self.demand.ensemble(self.cell, best, origin)
             losses = [self._loss(run.id) for run in runs]
             if None in losses or not ensemble:
@@ -299,8 +319,10 @@ class _CellResolver:
             if self.recipe.objective == "K":
                 ensemble = self.demand.ensemble(self.cell, point)
                 jobs.setdefault(ensemble.id, Use(ensemble.id, "member", number, point, is_ensemble=True))
-        for origin in (self.demand.tuned, *self.demand.repeats(self.cell)) if optimum is not None else ():
-            use = "member" if origin == self.demand.tuned else "replicate", list(results).index(optimum), optimum, origin[0]
+        roles = {self.demand.tuned: "member", **dict.fromkeys(self.demand.repeats(self.cell), "replicate")}
+        roles |= {origin: "claim" for pair in self.demand.pairs(self.cell) for origin in pair}
+        for origin, role in roles.items() if optimum is not None else ():
+            use = role, list(results).index(optimum), optimum, origin[0]
             for run in self.demand.members(self.cell, optimum, origin=origin):
                 jobs.setdefault(run.id, Use(run.id, *use))
             if ensemble := self.demand.ensemble(self.cell, optimum, origin):

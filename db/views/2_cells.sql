@@ -40,7 +40,7 @@ CREATE OR REPLACE VIEW noise AS
 WITH replicated AS (
     SELECT study, recipe, count(*) - 1 AS freedom, var_samp(val_loss) AS variance
     FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
-    WHERE val_loss IS NOT NULL
+    WHERE val_loss IS NOT NULL AND role <> 'claim'
     GROUP BY study, recipe, cell_id, trial.coordinates, draw
     HAVING count(*) > 1
 )
@@ -59,7 +59,7 @@ WITH best AS (
     WHERE role = 'search' AND trial.coordinates = best
     GROUP BY cell_id, objective, trial.coordinates
 ), tried AS (
-    SELECT cell_id, status, val_loss, CASE WHEN trial.coordinates IS DISTINCT FROM best THEN NULL
+    SELECT cell_id, status, val_loss, CASE WHEN trial.coordinates IS DISTINCT FROM best OR role = 'claim' THEN NULL
         WHEN trial.run_id = best_id OR role = 'search' OR (role = 'member' AND objective = 'K') THEN 0 WHEN draw > 0 THEN 2 ELSE 1 END AS rank
     FROM trial JOIN run ON run.run_id = trial.run_id JOIN cell USING (cell_id)
         LEFT JOIN (SELECT cell_id, run_id AS best_id FROM best) USING (cell_id)

@@ -5,10 +5,10 @@
 CREATE OR REPLACE VIEW evidence AS
 WITH item AS (
     SELECT study, recipe, concat_ws(' ', cell_id, role, run_id) AS fact
-    FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
+    FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id) WHERE role <> 'claim'
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, role, draw, ensemble_id)
-    FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id)
+    FROM cell_ensemble JOIN cell USING (cell_id) JOIN ensemble USING (ensemble_id) WHERE role <> 'claim'
     UNION ALL
     SELECT study, recipe, concat_ws(' ', cell_id, recipe_limit, averaging, members, best) FROM cell
 ), own AS (
@@ -44,7 +44,7 @@ WITH optimum AS (
     SELECT cell_id, coalesce(draw, 0) AS draw, role = 'search' AS selected, val_loss,
         var_samp(val_loss) OVER same AS variance, count(*) OVER same - 1 AS freedom
     FROM optimum JOIN trial USING (cell_id, coordinates) JOIN run USING (run_id)
-    WHERE NOT ensembled AND val_loss IS NOT NULL WINDOW same AS (PARTITION BY cell_id, coalesce(draw, 0))
+    WHERE NOT ensembled AND role <> 'claim' AND val_loss IS NOT NULL WINDOW same AS (PARTITION BY cell_id, coalesce(draw, 0))
 ), item AS (
     SELECT cell_id, draw, selected, avg(val_loss) AS reached_loss, count(*) AS runs, any_value(variance) AS variance,
         any_value(freedom) AS freedom, NULL AS error, reached_loss AS limit_loss, NULL AS limit_error, NULL AS reason,
@@ -54,7 +54,7 @@ WITH optimum AS (
     SELECT cell_id, law.draw, role = 'member' AS selected, law.val_loss AS reached_loss, law.members AS runs,
         val_loss_error AS error, if(in_k, law.limit_loss, reached_loss) AS limit_loss, if(in_k, standard_error, error) AS limit_error,
         if(in_k, reason, NULL) AS reason, ensemble_id, law.members
-    FROM optimum JOIN ensemble_asymptote AS law USING (cell_id, coordinates, averaging) WHERE ensembled
+    FROM optimum JOIN ensemble_asymptote AS law USING (cell_id, coordinates, averaging) WHERE ensembled AND role <> 'claim'
     QUALIFY row_number() OVER (PARTITION BY cell_id, role, law.draw ORDER BY law.members DESC, ensemble_id DESC) = 1
 )
 SELECT * FROM item

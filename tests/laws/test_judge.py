@@ -148,9 +148,8 @@ def test_the_next_pair_is_of_the_claim_nearest_to_a_decision_for_its_cost():
     clear, faint, decided = [0.1, 0.14], [0.1, -0.07, 0.09], [0.1, 0.11, 0.1, 0.11]
     equal = {"clear": 1.0, "faint": 1.0, "decided": 1e-9}
     claims = {"faint": faint, "clear": clear, "decided": decided}
-    assert next_pair(claims, equal, 10) == "clear"
-    assert next_pair(claims, equal | {"clear": 1000.0}, 10) == "faint"
-    assert next_pair(claims, equal, 2) is None
-    assert next_pair({"decided": decided}, equal, 10) is None
+    assert next_pair(claims, equal) == "clear"
+    assert next_pair(claims, equal | {"clear": 1000.0}) == "faint"
+    assert next_pair({"decided": decided}, equal) is None
     unknown = {"dear": [], "cheap": [0.2]}
-    assert next_pair(claims | unknown, equal | {"dear": 1e6, "cheap": 1e5}, 10) == "cheap"
+    assert next_pair(claims | unknown, equal | {"dear": 1e6, "cheap": 1e5}) == "cheap"

@@ -9,8 +9,12 @@ import pytest
 
 from dataeff.errors import InputError, StudyRunningError
 from dataeff.execution.inline import InlineExecutor
+from dataeff.laws.judge import judge
+from dataeff.records.claims import read_claims
 from dataeff.records.store import Database
+from dataeff.reports.judge import judged_claims
 from dataeff.specs.study import Study, StudySpec
+from dataeff.study.index import rebuild
 from dataeff.study.launch import Launch
 from dataeff.study.plan import plan
 from tests.conftest import write_tiny_study
@@ -207,3 +211,41 @@ def test_plan_says_what_a_changed_study_changes(folder):
     declared = smaller.spec.model_dump() | {"sizes": smaller.spec.model_dump()["sizes"][:1], "seed_tokens": [1024, 2048]}
     other = plan(Study(StudySpec.model_validate(declared)), Database(Path("runs.duckdb"))).changes
     assert (other.new, other.dropped) == (2, 2)
+
+
+MARGIN = {"better": "regularized", "than": "standard", "at": 1024, "by": 1.0}  # no recipe is a nat better on so little text
+
+
+def claimed(folder: Path, pairs: int) -> Study:
+    return small(folder, draws=2, claims={"margin": MARGIN}, resources={"claim_pairs": pairs})
+
+
+def test_a_launch_goes_on_until_claims_are_decided_and_then_trains_nothing(folder):
+    launched = launch(claimed(folder, 8))
+    with Database("runs.duckdb").read() as connection:
+        (claim,) = read_claims(connection, "tiny")
+    verdict = judge(claim.differences)
+    assert verdict.state == "refuted" and 3 <= verdict.pairs < 9 and judge(claim.differences[:-1]).state == "undecided"
+    assert claim.draws == tuple(range(1, verdict.pairs + 1))  # the study's other draw, then further ones
+    used = ask("SELECT recipe, size, count(DISTINCT size) OVER (PARTITION BY recipe), draw FROM study_run WHERE role = 'claim'")
+    assert len(used) == 2 * (verdict.pairs - 1) and {row[2] for row in used} == {1}  # each at its best size alone
+    assert {row[0] for row in ask("SELECT draws FROM cell_limit")} == {1}  # no law reads them
+    before = trained(folder)
+    assert launch(claimed(folder, 8)).trained == 0 and trained(folder) == before and launched.trained == len(before)
+
+
+def test_a_claim_goes_on_after_its_budget_of_pairs_was_raised_and_pairs_from_before_it_are_left_out(folder):
+    further = "SELECT count(DISTINCT run_id) FROM trial WHERE role = 'claim'"  # both recipes may have the same optimum
+    launch(small(folder, draws=2))
+    assert launch(claimed(folder, 2)).trained == ask(further)[0][0] > 0
+    with Database("runs.duckdb").read() as connection:
+        (row,) = judged_claims(connection, "tiny")[1]
+    assert row[2:4] == ("undecided", 2) and "1 left out: trained before the claim was declared" in row[-1]
+    launched = launch(claimed(folder, 8))
+    with Database("runs.duckdb").read() as connection:
+        (row,) = judged_claims(connection, "tiny")[1]
+    ((total,),) = ask(further)
+    assert row[2] == "refuted" and 2 < row[3] < 8 and 0 < launched.trained < total
+    rebuild(Database("runs.duckdb"))
+    with Database("runs.duckdb").read() as connection:
+        assert judged_claims(connection, "tiny")[1] == [row]
