@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("untimed", deadline=None)  # how fast a machine is, is no property of the code
 hypothesis.settings.load_profile("untimed")
 
+EIGHT_RECIPES = Path(__file__).parent / "eight_recipes"  # an export of a study of every kind of recipe, named laptop
 TINY = """
 question = "Does a study of a few seconds hold together?"
 seed_tokens = [1024, 2048]

@@ -6,10 +6,13 @@ everything that was done to the measured ones: the law over N or the chosen size
 the recipe's limit. What comes out has the doubt of every step in it, that of the baseline's law included. Intervals are
 percentiles of the resamples; benchmarks/coverage.py measures, on the whole pipeline, that they cover.
 
+A value is by the power law. Some resamples take a rival form instead, L = a exp(-x / tau) + e, which saturates sooner: as many as
+its Akaike weight, that of the likelihoods of both on the measured losses, whose noise is known (Buckland, Burnham and Augustin
+1997, Biometrics 53, 603; Burnham and Anderson 2002, section 2.9). Three points fit both forms, and then it is one half.
+
 Of a tuned optimum the limit is what its grid and sizes have at best: the points beside the chosen one may truly be lower, and a
 resample takes off by how much they are. Points count by their inverse variance. Where a law's residuals are larger than the
-noise, the noise is scaled up to them. What a resample does not do: fit another form of the law, or let the draws of nested
-budgets resemble each other.
+noise, the noise is scaled up to them. What a resample does not do: let the draws of nested budgets resemble each other.
 """
 
 import math
@@ -21,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, Array, Fit, fit, refit
-from dataeff.laws.forms import ALPHA_BOUNDS, PowerLaw
+from dataeff.laws.forms import ALPHA_BOUNDS, Exponential, PowerLaw
 
 ASYMPTOTE, DATA_LAW = "asymptote", "data_law"
 BY_LAW, TRAINED = "data_efficiency", "data_efficiency_trained"
@@ -54,7 +57,8 @@ class Quantity:
     draws: Array | None = None  # the value of each resample, (resamples,)
     undefined: int = 0  # resamples in which the law shows no limit, or the ratio does not exist and is infinite
     fitted: Fit | None = None
-    laws: Mapping[str, Array] | None = None  # a, alpha and e of each resample
+    laws: Mapping[str, Array] | None = None  # a, alpha, tau and e of each resample, alpha or tau being NaN
+    rival_weight: float = 0.0  # share of the resamples whose law is exponential
     misfit: float = 1.0  # by how much the noise of the law's points was scaled up, 1 unless its residuals exceed it
     cells: Sequence["Quantity"] = ()  # the points of the law or of the choice, in the order of `Budget.sizes`
     measured: Array | None = None  # of a limit at one D: the loss of the chosen size in each resample, as it was trained
@@ -95,14 +99,15 @@ def chain(
     return results
 
 
-def tokens_by_law(a: Array, alpha: Array, e: Array, losses: Array) -> Array:
-    """Return D where L = a / D^alpha + e falls to the loss, in the law's unit of D; all of shape (resamples,).
+def tokens_by_law(a: Array, alpha: Array, e: Array, losses: Array, tau: Array | float = np.nan) -> Array:
+    """Return D where L = a / D^alpha + e, or where alpha is NaN a exp(-D / tau) + e, falls to the loss, in the law's unit of D;
+    all of shape (resamples,).
 
     Infinite where the law never does (loss <= e), 0 where it lies below it everywhere (a = 0).
     """
     gap = losses - e
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        needed = np.exp(np.log(a / gap) / alpha)
+        needed = np.where(np.isnan(alpha), np.maximum(tau * np.log(a / gap), 0.0), np.exp(np.log(a / gap) / alpha))
     return np.where(gap > 0, np.where(a > 0, needed, 0.0), np.inf)
 
 
@@ -212,15 +217,29 @@ def _law(x: Array, losses: Array, noise: Array | None, effect: Array | float, sd
     sd = _half_range(np.where(lost, np.nan, noise)) if sd is None else np.sqrt(sd**2 @ mean**2)
     noise, lost = np.where(lost, 0.0, noise) @ mean, lost @ (mean > 0)
     weights = (np.median(sd) / np.maximum(sd, 0.01 * np.median(sd))) ** 2 if (sd > 0).all() else counts
-    fitted = fit(PowerLaw, x, losses, weights=weights)
-    misfit = _misfit(fitted, sd)
-    given = np.maximum(losses + misfit * noise + np.reshape(effect, (-1, 1)), 0.0)
+    fitted, rival = fit(PowerLaw, x, losses, weights=weights), fit(Exponential, x / x[0], losses, weights=weights)
+    misfit, of_rival = _misfit(fitted, sd), _misfit(rival, sd)
+    weight = _rival_weight(fitted, rival, min(misfit, of_rival) * sd) if (sd > 0).all() else 0.0
+    taken = round(weight * len(noise))  # the first: resamples are in no order
+    scale = np.where(np.arange(len(noise)) < taken, of_rival, misfit)[:, None]
+    given = np.maximum(losses + scale * noise + np.reshape(effect, (-1, 1)), 0.0)
     rows = np.where(lost, 0, weights)
     rows[(rows > 0).sum(axis=1) < 3] = weights
     laws = refit(PowerLaw, x, given, weights=rows).parameters
-    none = _no_limit(**laws)
+    none, laws["tau"] = _no_limit(**laws), np.full(len(given), np.nan)
+    if taken:
+        by_rival = refit(Exponential, x / x[0], given[:taken], weights=rows[:taken]).parameters
+        for name, values in {**by_rival, "tau": by_rival["tau"] * x[0], "alpha": np.nan}.items():
+            laws[name][:taken] = values
+        none[:taken] = np.where((by_rival["a"] > 0) & (by_rival["e"] > 0), "", "points_do_not_fall")
     limits = np.where(np.isin(none, ["", "alpha_at_upper_bound"]) & ((~lost).sum(axis=1) >= 3), laws["e"], -np.inf)
-    return Quantity(fitted.limit, _why_not(fitted), limits, int(np.sum(none != "")), fitted, laws, misfit)
+    return Quantity(fitted.limit, _why_not(fitted), limits, int(np.sum(none != "")), fitted, laws, taken / len(given), misfit)
+
+
+def _rival_weight(fitted: Fit, rival: Fit, sd: Array) -> float:
+    """Return the Akaike weight of a rival with as many parameters: the ratio of the likelihoods, given the noise."""
+    best, other = (float(np.sum((each.residuals / sd) ** 2)) for each in (fitted, rival))
+    return 1 / (1 + math.exp(min((other - best) / 2, 700)))
 
 
 def _why_not(fitted: Fit) -> str | None:

@@ -23,7 +23,7 @@ RESAMPLES = 2000
 MISFIT = 2.0  # residuals so many times their noise are told
 SELECTED = "the runs that chose a point also estimate it, and how much that flatters is in no interval"
 ONE_DRAW = "one draw of the data: which D tokens they are is in no interval"
-METHOD = "jackknife and resampled chain, version 4"  # a new version makes every fit stale
+METHOD = "jackknife and resampled chain, version 5"  # a new version makes every fit stale
 
 # The mean losses of K members of each ensemble without a fit: over all subsets (place -1), and over those without each member.
 CURVES = """
@@ -235,6 +235,8 @@ def _no_end(result: Quantity, cells: Rows) -> str | None:
             lines.append(f"no lower end: {share} show no limit")
         elif high is None:
             lines.append(f"no upper end: in {share} the baseline never reaches this loss")
+    if result.rival_weight >= 0.05:
+        lines.append(f"{result.rival_weight:.0%} of the resamples are by an exponential law, which fits these points too")
     if any(cell["selected"] for cell in cells):
         lines.append(SELECTED)
     if all(len(cell["estimates"]) < 2 for cell in cells):

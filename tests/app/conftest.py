@@ -113,10 +113,10 @@ def laptop(tmp_path_factory) -> Path:
     """A database with the results of the laptop study that come along."""
     from dataeff.records.exchange import import_study
     from dataeff.records.store import Database
-    from dataeff.share import shared_folder
     from dataeff.study.fits import renew_fits
+    from tests.conftest import EIGHT_RECIPES
 
     path = tmp_path_factory.mktemp("laptop") / "laptop.duckdb"
-    import_study(Database(path), shared_folder("studies") / "laptop")
+    import_study(Database(path), EIGHT_RECIPES)
     renew_fits(Database(path))
     return path

@@ -7,7 +7,7 @@ import shutil
 from dataeff.records.exchange import import_study
 from dataeff.records.store import Database
 from dataeff.reports.answer import study_answer
-from dataeff.share import shared_folder
+from tests.conftest import EIGHT_RECIPES
 
 WIDE = "[class*=st-key-wide-] svg.marks"
 
@@ -50,7 +50,7 @@ def test_a_click_on_the_legend_isolates_a_recipe_and_one_on_a_dot_opens_its_cell
 def test_another_study_is_shown_below_for_comparison(tab, finished, tmp_path):
     path = tmp_path / "two.duckdb"
     shutil.copy(finished / "dataeff.duckdb", path)
-    import_study(Database(path), shared_folder("studies") / "laptop")
+    import_study(Database(path), EIGHT_RECIPES)
     text = tab(path).open("?study=laptop&compare=tiny").text
     assert text.index("With compute to spare") < text.index("Does a study of a few seconds") < text.index("Caveats")
 

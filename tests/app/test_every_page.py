@@ -14,7 +14,7 @@ import pytest
 
 from dataeff.records.exchange import import_study
 from dataeff.records.store import Database
-from dataeff.share import shared_folder
+from tests.conftest import EIGHT_RECIPES
 
 PAGES = ("", "study", "runs", "laws", "sql?query=FROM+run")
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "dashboard.py"
@@ -45,7 +45,7 @@ def test_an_empty_database_says_what_to_run_and_every_page_recovers_by_itself(ta
     tabs = [tab(database).open(page) for page in ("", "study", "sql")]
     for shown in tabs:
         assert f"dataeff run quickstart --database {database}" in shown.text and "dataeff import laptop" in shown.text
-    import_study(Database(database), shared_folder("studies") / "laptop")
+    import_study(Database(database), EIGHT_RECIPES)
     for shown, text in zip(tabs, ("With compute to spare", "81 of 92", "Query"), strict=True):
         shown.page.get_by_text(text).first.wait_for()  # no reload
         assert "study=laptop" in shown.look().page.url
@@ -55,7 +55,7 @@ def test_an_empty_database_says_what_to_run_and_every_page_recovers_by_itself(ta
 def two_studies(finished, tmp_path_factory):
     path = tmp_path_factory.mktemp("two") / "two.duckdb"
     shutil.copy(finished / "dataeff.duckdb", path)
-    import_study(Database(path), shared_folder("studies") / "laptop")
+    import_study(Database(path), EIGHT_RECIPES)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dataeff.laws.chain import Budget, chain, tokens_by_law
 from dataeff.laws.fit import fit
-from dataeff.laws.forms import PowerLaw
+from dataeff.laws.forms import Exponential, PowerLaw
 
 SIZES, BUDGETS = np.array([0.15, 0.3, 0.6, 1.4]), 209.7e6 * 2.0 ** np.arange(4)
 BASE, BETTER = PowerLaw(7.0, 0.25, 2.1), PowerLaw(6.0, 0.235, 1.92)  # over D in 1e6 tokens
@@ -81,7 +81,7 @@ def test_sizes_of_equal_parameters_count_once_each():
 
 
 def test_residuals_beyond_the_noise_widen_the_interval_to_what_they_are():
-    losses = PowerLaw(0.05, 1.02, 3.4)(SIZES) + np.array([0, 0.02, -0.02, 0.01])
+    losses = PowerLaw(0.05, 1.02, 3.4)(SIZES) + np.array([0.02, -0.02, 0.02, -0.02])  # bent in no form
     key = ("bent", BUDGETS[0], "asymptote")
 
     def found(error: float):
@@ -119,3 +119,28 @@ def test_an_efficiency_that_may_be_of_any_size_has_no_upper_end():
     ratio = chain(given, "baseline", resamples=200)["below", BUDGETS[0], "data_efficiency"]
     assert ratio.value is not None and ratio.undefined > 10
     assert ratio.interval()[1] is None
+
+
+@pytest.mark.parametrize("error", [0.001, 0.01])
+def test_resamples_take_the_rival_form_by_its_akaike_weight_so_that_an_exponential_truth_is_held_too(error):
+    """The likelihood ratio of both fits, from residuals worked out here; with three points both fit, and it is one half."""
+    sizes = np.array([0.15, 0.4, 1.0, 2.2])
+    losses = 0.4 * np.exp(-sizes / 0.5) + 3.0 + error * np.array([0.4, -0.8, 0.5, -0.1])
+    unknown = np.full(4, np.inf)
+    whole = Budget(1e8, sizes, losses, np.full(4, error), unknown, True, None)
+    found = chain({"recipe": [whole]}, None, resamples=4000)["recipe", 1e8, "asymptote"]
+    chi_square = [np.sum((fit(form, sizes, losses).residuals / error) ** 2) for form in (PowerLaw, Exponential)]
+    scale = max(1.0, min(chi_square))  # Birge's, with one degree of freedom
+    assert found.rival_weight == pytest.approx(1 / (1 + np.exp((chi_square[1] - chi_square[0]) / scale / 2)), abs=1e-3)
+    low, high = found.interval()
+    assert low < 3.0 < high and np.mean(np.isnan(found.laws["alpha"])) == pytest.approx(found.rival_weight)
+    three = budget(1e8, PowerLaw(0.05, 1.02, 3.4)(SIZES[:3]), True, error)
+    exact = chain({"recipe": [three]}, None, resamples=100)["recipe", 1e8, "asymptote"]
+    assert exact.rival_weight == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_exponential_law_is_inverted():
+    falls = 0.4 * np.exp(-7.0 / 3.0) + 2.0
+    a, alpha, e, tau = (np.full(2, value) for value in (0.4, np.nan, 2.0, 3.0))
+    found = tokens_by_law(a, alpha, e, np.array([falls, 1.9]), tau)
+    assert found == pytest.approx([7.0, np.inf])

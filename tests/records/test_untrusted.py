@@ -14,7 +14,7 @@ from dataeff.records.documented import columns, questions
 from dataeff.records.exchange import import_study
 from dataeff.records.store import Database
 from dataeff.records.untrusted import ask
-from dataeff.share import shared_folder
+from tests.conftest import EIGHT_RECIPES
 
 SECRET = "hunter2"
 
@@ -23,7 +23,7 @@ SECRET = "hunter2"
 def laptop(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("untrusted")
     (folder / "secret.csv").write_text(f"a\n{SECRET}\n")
-    import_study(Database(folder / "laptop.duckdb"), shared_folder("studies") / "laptop")
+    import_study(Database(folder / "laptop.duckdb"), EIGHT_RECIPES)
     return folder / "laptop.duckdb"
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-import dataeff
 from dataeff.specs.spec import Input
 from dataeff.work.ensemble import Ensemble
 from dataeff.work.sample import Sample
 from dataeff.work.train import Train
+from tests.conftest import EIGHT_RECIPES
 
-LAPTOP = Path(dataeff.__file__).parent.parent / "studies" / "laptop"
 A, B = "a" * 16, "b" * 16 + "@2"
 MODEL = {"vocabulary": 64, "context_length": 16, "hidden": 16, "layers": 2, "heads": 4, "kv_heads": 2, "feed_forward": 32}
 RUN = {
@@ -88,11 +86,11 @@ def test_a_job_read_back_from_its_file_or_sent_to_another_process_is_the_same(jo
 
 
 def test_every_bundled_result_has_the_id_of_its_spec() -> None:
-    runs = duckdb.sql(f"SELECT run_id, spec FROM '{LAPTOP}/run.parquet'").fetchall()
+    runs = duckdb.sql(f"SELECT run_id, spec FROM '{EIGHT_RECIPES}/run.parquet'").fetchall()
     assert len(runs) > 900
     assert [run_id for run_id, spec in runs if Train.model_validate_json(spec).id != run_id] == []
     facts = "ensemble_id, wall_seconds, device"
-    ensembles = duckdb.sql(f"SELECT ensemble_id, * EXCLUDE ({facts}) FROM '{LAPTOP}/ensemble.parquet'")
+    ensembles = duckdb.sql(f"SELECT ensemble_id, * EXCLUDE ({facts}) FROM '{EIGHT_RECIPES}/ensemble.parquet'")
     for ensemble_id, *values in ensembles.fetchall():
         assert Ensemble(**dict(zip(ensembles.columns[1:], values, strict=True))).id == ensemble_id
 
