@@ -177,9 +177,11 @@ def serve(
         print(f"warning: there is no password: anyone who can reach {host}:{port} can read {database.path}", file=sys.stderr)
     options = {"server.address": host, "server.port": port, "server.headless": str(no_browser).lower()}
     options |= {"server.showEmailPrompt": "false", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal"}
+    options |= {"logger.hideWelcomeMessage": "true"}  # with it goes the card that covers the page and offers to install things
     options |= {"theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#56B4E9"}
     streamlit = [sys.executable, "-m", "streamlit", "run", str(shared_folder("app") / "main.py")]
     arguments = [*streamlit, *(f"--{name}={value}" for name, value in options.items())]
+    print(f"{database.path}: http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops it", flush=True)
     os.execve(sys.executable, arguments, {**os.environ, "DATAEFF_DATABASE": str(database.path.resolve())})
 
 
