@@ -184,7 +184,7 @@ def test_data_efficiency_inverts_the_known_data_law_of_the_baseline(recorded):
 
 def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(recorded):
     baseline = PowerLaw(6.0, 0.24, 1.9)
-    for millions in (200, 400, 800):
+    for millions in (200, 400, 800, 1600):  # with three an exponential law would fit as well
         loss = float(baseline(millions))
         same = [((0,), loss), ((0,), loss + 0.001)]
         recorded.cell({(0,): loss}, limit="best", seed_tokens=millions * 10**6, replicates=same)
@@ -194,14 +194,12 @@ def test_data_efficiency_has_an_interval_that_brackets_it_when_noise_is_known(re
             loss += law(size / 1e3, 0.05, 1.02, float(baseline(500)))
             recorded.trial(f"study/regularized/200000000/{size}000000", "replicate", (0,), loss)
     for row in recorded.rows("FROM data_efficiency"):
-        rounding = 1e-6 * row["data_efficiency"]  # the baseline's own law passes through its three limits
-        assert row["data_efficiency_low"] <= row["data_efficiency"] + rounding
-        assert row["data_efficiency_high"] >= row["data_efficiency"] - rounding
+        assert row["data_efficiency_low"] <= row["data_efficiency"] <= row["data_efficiency_high"]
         if row["recipe"] == "regularized":
             assert row["data_efficiency_high"] > 1.001 * row["data_efficiency_low"]
             assert row["data_efficiency_trained_low"] < row["data_efficiency_trained"] < row["data_efficiency_trained_high"]
-        else:  # its three budgets lie on its law, whatever the noise
-            assert row["data_efficiency_low"] == pytest.approx(row["data_efficiency_high"])
+        else:  # its budgets lie near its law, whatever the noise
+            assert row["data_efficiency_low"] == pytest.approx(row["data_efficiency_high"], rel=0.05)
         assert row["interval_reason"].endswith(ONE_DRAW)
 
 
