@@ -70,11 +70,13 @@ def search_chart(tuned: list[str], points: Records, value: str = "loss") -> Char
         excess = None if point[value] is None else point[value] - least
         best = point["is_best"] if value == "loss" else excess == 0
         rows.append({**point, "label": label, "excess": excess, "is_best": best})
-    panels = groupby(rows, itemgetter("panel"))
-    return alt.concat(*(_grid([*own], tuned, (most - least) or 1e-9) for _, own in panels), columns=3, spacing=20).to_dict()
+    panels = {f"panel {number}": [*own] for number, (_, own) in enumerate(groupby(rows, itemgetter("panel")))}
+    drawn = [_grid(name, own, tuned, (most - least) or 1e-9) for name, own in panels.items()]
+    chart = alt.concat(*drawn, columns=3, spacing=20).to_dict(validate=False)  # in Altair rows would take a second
+    return chart | {"datasets": panels}
 
 
-def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
+def _grid(data: str, panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
     """Return one panel: squares coloured by `excess` on a square-root scale, which sets points near the best apart, the path of
     the search, and bars along the edges that the optimum lies on, where it is here; the title says other edges.
     """
@@ -109,7 +111,7 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
         base.transform_filter("datum.state == 'missing'").mark_rect(**inner, stroke=ALARM, strokeDash=[3, 3]),
         path.mark_line(strokeWidth=1, color=GREY),
         *bars,
-        data=alt.Data(values=panel),
+        data=alt.NamedData(data),
         title=alt.TitleParams(title, fontSize=12, anchor="middle"),
         view=alt.ViewBackground(stroke=GREY, strokeOpacity=0.4),
         width=right,
@@ -119,12 +121,12 @@ def _grid(panel: Records, tuned: list[str], worst: float) -> alt.LayerChart:
 
 def history_chart(points: Records) -> Chart:
     """Return the loss of each point in the order of the search, and the best so far as a line."""
-    tried = alt.Chart(alt.Data(values=[point for point in points if point["number"] is not None and point["loss"] is not None]))
+    rows, tried = [p for p in points if p["number"] is not None and p["loss"] is not None], alt.Chart(alt.NamedData("tried"))
     best = tried.transform_window(best="min(loss)", sort=[{"field": "number"}], frame=[None, 0])
     x, scale = alt.X("number:Q", title="order of the search").axis(format="d", tickMinStep=1), alt.Scale(zero=False)
     best = best.mark_line(interpolate="step-after", color=GREY).encode(x, alt.Y("best:Q", title=LOSS, scale=scale))
     points = tried.mark_point(filled=True, opacity=1, color=PALETTE[0]).encode(x, alt.Y("loss:Q", scale=scale), tooltip=TOOLTIP)
-    return alt.layer(best, points).properties(width=400, height=200).to_dict()
+    return alt.layer(best, points).properties(width=400, height=200).to_dict(validate=False) | {"datasets": {"tried": rows}}
 
 
 def importances(tuned: list[str], points: Records) -> Records:
