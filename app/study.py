@@ -90,6 +90,9 @@ def show_cell(study: str, cell: dict[str, Any]) -> None:
         page.show_chart(search.history_chart(points), f"{name} history", points)
         shares = ", ".join(f"{share['axis'].replace('_', ' ')} {share['importance']:.0%}" for share in found["importances"])
         st.caption("Line: best so far." + (f" Importance (PED-ANOVA of the points of this walk): {shares}." if shares else ""))
+    if noisy := page.read(records, search.PERTURBATION, [cell["cell_id"]]):
+        page.show_records(noisy, f"{name} noise", column_config=LOSSES)
+        st.caption("Loss after Gaussian noise on the weights, gamma times that of the initialisation (arXiv 2503.19206).")
     if found["runs"]:
         page.show_records(found["runs"], f"{name} runs", column_config=LOSSES if tuned_for_k else LOSSES | {"limit_in_k": None})
 

@@ -33,6 +33,7 @@ _ROWS = {
     "ensemble": _ENSEMBLES,
     "ensemble_loss": _ENSEMBLES,
     "sample": _SAMPLES,
+    "job": f"inputs[1] IN (SELECT run_id FROM trial WHERE {_CELLS})",  # measures, each of one run
     "attempt": " OR ".join(f"job_id {rows.partition(' ')[2]}" for rows in (_RUNS, _ENSEMBLES, _SAMPLES)),
     "evaluation": _RUNS,
     "metric": _RUNS,

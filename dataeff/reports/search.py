@@ -39,6 +39,11 @@ WHERE trial.cell_id = $1 ORDER BY number, role <> 'search', train_seed, data_see
 """
 
 
+PERTURBATION = """
+SELECT gamma, models, noises, base_loss, val_loss, rise, rise_error, reason FROM perturbation WHERE cell_id = $1 ORDER BY gamma
+"""
+
+
 def cell_search(connection: duckdb.DuckDBPyConnection, cell_id: str) -> dict[str, Records]:
     """Return the `points` of the panels that are drawn, the `importances` of the axes, the `runs` in the order of the search."""
     (cell,) = records(connection, "SELECT axes, neighbours_missing FROM cell WHERE cell_id = $1", [cell_id])

@@ -114,6 +114,14 @@ class RecipeSpec(Spec):
         return self
 
 
+class MeasureSpec(Spec):
+    """What is read off the models at every optimum, one by one: their loss after Gaussian noise on the weights."""
+
+    kind: Literal["perturbation"]
+    gammas: list[Annotated[float, Field(ge=0)]] = Field(min_length=1, description="noise, in units of the initialisation's")
+    noises: int = Field(default=4, ge=1, description="draws of the noise")
+
+
 class ClaimSpec(Spec):
     """A comparison declared before its runs: at D = `at`, each at its best size, `better` has a lower loss than `than`."""
 

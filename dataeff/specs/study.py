@@ -22,7 +22,17 @@ from dataeff.specs.corpus import CorpusSpec, TokenizerSpec
 from dataeff.specs.grid import Grid
 from dataeff.specs.identity import canonical_json
 from dataeff.specs.mistakes import explain, line_of, rule
-from dataeff.specs.recipe import REQUIRED_AXES, WHOLE_AXES, Axis, ClaimSpec, RecipeSpec, StudyTraining, TeacherSpec, changed
+from dataeff.specs.recipe import (
+    REQUIRED_AXES,
+    WHOLE_AXES,
+    Axis,
+    ClaimSpec,
+    MeasureSpec,
+    RecipeSpec,
+    StudyTraining,
+    TeacherSpec,
+    changed,
+)
 from dataeff.specs.run import PRESETS, TRAINER_VERSION, ModelSpec, RunSpec, SizeSpec, Synthetic, TeacherLogits
 from dataeff.specs.spec import Spec
 
@@ -113,6 +123,7 @@ class StudySpec(Spec):
     recipes: dict[str, RecipeSpec] = Field(min_length=1)
     resources: Resources = Resources()
     claims: dict[str, ClaimSpec] = {}
+    measures: dict[str, MeasureSpec] = {}
 
     @field_validator("seed_tokens", "seeds", "grid")
     def _rising(cls, values: Any, info: ValidationInfo) -> Any:
@@ -313,7 +324,8 @@ class Study:
             return cls(StudySpec.model_validate({"name": path.stem, **document}), text, path)
         except ValidationError as error:
             tables = {"corpus": CorpusSpec, "tokenizer": TokenizerSpec, "training": StudyTraining, "recipes": RecipeSpec}
-            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec, "claims": ClaimSpec}
+            tables |= {"teacher": TeacherSpec, "resources": Resources, "sizes": SizeSpec}
+            tables |= {"claims": ClaimSpec, "measures": MeasureSpec}
             raise StudyError("\n".join(f"{path}:{line}" for line in explain(error, text, StudySpec, tables))) from None
 
 

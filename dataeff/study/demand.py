@@ -18,6 +18,7 @@ from dataeff.specs.run import TRAINER_VERSION, Synthetic, TeacherLogits
 from dataeff.specs.spec import Input
 from dataeff.specs.study import Cell, StudySpec
 from dataeff.work.ensemble import Ensemble
+from dataeff.work.perturb import Perturb
 from dataeff.work.sample import Sample
 from dataeff.work.train import Train
 
@@ -166,6 +167,12 @@ class Demand:
             validation_sequences=self.study.training.validation_sequences,
             precision=self.study.training.precision,
         )
+
+    def measures(self, run: Train) -> list[Perturb]:
+        """Return what the study measures of a trained run."""
+        shared = self.study.training.model_dump(include={"validation_sequences", "precision"})
+        of = {"corpus": self.corpus, "model": Input(run), **shared}
+        return [Perturb(gammas=each.gammas, noises=each.noises, **of) for each in self.study.measures.values()]
 
     def member_inputs(self, cell: Cell, point: Point, origin: Origin | None = None) -> list[Input]:
         """Return the members as inputs; of snapshots the last, which is the run itself, comes first."""

@@ -300,6 +300,10 @@ class _CellResolver:
         for origin in (self.demand.tuned, *self.demand.repeats(self.cell), *self.all.pairs_asked(self.cell)):
             runs, ensemble = self.demand.members(self.cell, best, origin=origin), self.demand.ensemble(self.cell, best, origin)
             losses = [self._loss(run.id) for run in runs]
+            for measure in (each for run, loss in zip(runs, losses, strict=True) if loss not in (None, math.inf)
+                            for each in self.demand.measures(run)):  # fmt: skip
+                self.all.reads(measure.id, self.cell)
+                jobs += [] if measure.id in self.results else [measure]
             if None in losses or not ensemble:
                 jobs += [run for run, loss in zip(runs, losses, strict=True) if loss is None]
             elif math.inf in losses:

@@ -8,7 +8,7 @@ Shapes: K members, S sequences of T tokens, R rows (predicted tokens), C hidden,
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from dataeff.errors import Preempted
 from dataeff.specs.recipe import Averaging
 from dataeff.training.device import in_batches
-from dataeff.training.model import Decoder
+from dataeff.training.model import INIT_STD, Decoder
 
 TOKENS_A_BATCH = 2048  # or one sequence; on a CPU larger batches measured no faster
 ALL_SUBSETS_UP_TO = 8  # members
@@ -133,3 +133,35 @@ def _soup_losses(members: list[Decoder], sequences: Tensor, precision: str, paus
         for mean, weight in zip(soup.parameters(), member.parameters(), strict=True):
             mean.lerp_(weight, 1 / k)
         yield validation_loss(soup, sequences, precision)[0]
+
+
+@torch.inference_mode()
+def perturbed_losses(
+    model: Decoder,
+    sequences: np.ndarray,
+    precision: str,
+    gammas: Sequence[float],
+    seeds: Sequence[int],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[float | None]:
+    """Yield the loss on sequences (S, T), in nats per token, and then, for each seed and gamma, that with noise of standard
+    deviation gamma x 0.02 on every matrix; None where it is not finite. The noise of a seed is drawn on the CPU, once for all
+    gammas. Leaves the model as it was.
+    """
+    device = model.lm_head.weight.device
+    tokens = torch.from_numpy(sequences.astype(np.int32)).to(device)
+    yield validation_loss(model, tokens, precision)[0]
+    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
+    trained = [weight.clone() for weight in matrices]
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(weight.shape, generator=generator).mul_(INIT_STD).to(device) for weight in matrices]
+        for gamma in gammas:
+            if should_stop():
+                raise Preempted("the measure of noise on the weights was asked to stop; measure it again")
+            for weight, was, change in zip(matrices, trained, noise, strict=True):
+                weight.copy_(torch.add(was, change, alpha=gamma))
+            loss = validation_loss(model, tokens, precision)[0]
+            for weight, was in zip(matrices, trained, strict=True):
+                weight.copy_(was)
+            yield loss if math.isfinite(loss) else None

@@ -249,3 +249,19 @@ def test_a_claim_goes_on_after_its_budget_of_pairs_was_raised_and_pairs_from_bef
     rebuild(Database("runs.duckdb"))
     with Database("runs.duckdb").read() as connection:
         assert judged_claims(connection, "tiny")[1] == [row]
+
+
+def test_a_measure_that_is_asked_for_later_trains_nothing_and_noise_raises_the_loss_by_its_square(folder):
+    launch(small(folder))
+    before = trained(folder)
+    measured = small(folder, measures={"noise": {"kind": "perturbation", "gammas": [0.0, 0.01, 0.02, 4.0], "noises": 6}})
+    assert launch(measured).trained == 0 and trained(folder) == before
+    rows = ask("SELECT recipe, size, gamma, models, noises, base_loss, val_loss, rise FROM perturbation ORDER BY ALL")
+    optima = {(recipe, size): loss for recipe, size, loss in ask("SELECT recipe, size, val_loss FROM best_run")}
+    assert len(rows) == 4 * len(optima)
+    for recipe, size, gamma, models, noises, base, loss, rise in rows:
+        assert (models, noises, base) == (1, 6, pytest.approx(optima[recipe, size]))
+        assert gamma or loss == base
+        assert rise > 0.01 or gamma < 4
+    files = set((folder / "runs.files" / "perturbs").glob("*/result.json"))
+    assert launch(measured).trained == 0 and set((folder / "runs.files" / "perturbs").glob("*/result.json")) == files
