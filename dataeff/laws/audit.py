@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from dataeff.errors import InputError, nearest
 from dataeff.laws.fit import WARNINGS, fit
@@ -145,7 +145,7 @@ def _rules(base: Mapping[float, float], stated: Sequence[tuple[float, float]]) -
         extra = (fitted.objective - power.objective) / max(power.objective / spare, 1e-12) if spare > 0 and not start else 0.0
         if fitted.law.a <= 0:
             rules[name] = WARNINGS["points_do_not_fall"]
-        elif extra > stats.f.isf(REJECTED, 1, max(spare, 1)):
+        elif extra > special.fdtri(1, max(spare, 1), 1 - REJECTED):
             rules[name] = f"fits worse than the power law (F-test, p < {REJECTED}): rmse {fitted.rmse:.4f}, not {power.rmse:.4f}"
         else:
             rules[name] = fitted.law, 1e-6, 1e15

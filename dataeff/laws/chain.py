@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from dataeff.laws.fit import NO_FREEDOM, WARNINGS, Array, Fit, fit, refit
 from dataeff.laws.forms import ALPHA_BOUNDS, Exponential, PowerLaw
@@ -248,7 +248,7 @@ def _why_not(fitted: Fit) -> str | None:
 
 def _half_range(noise: Array) -> Array:
     """Return half the range of the middle 68% of the resamples: the standard deviation of Student's t may be infinite."""
-    low, high = np.nanquantile(noise, stats.norm.cdf([-1, 1]), axis=0)
+    low, high = np.nanquantile(noise, special.ndtr([-1, 1]), axis=0)
     return (high - low) / 2
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import minimum_filter
 from scipy.optimize import elementwise, least_squares, minimize, nnls
 
 from dataeff.errors import InputError
@@ -235,6 +234,8 @@ def _lattice(axes: Sequence[Array]) -> Array:
 def _valleys(values: Array, axes: Sequence[Array], most: int = 8) -> Array:
     """Return the places on a grid of these axes that are no higher than those beside them, lowest first; equals once."""
     table = values.reshape([len(axis) for axis in axes])
+    from scipy.ndimage import minimum_filter  # slow to import, and readers fit nothing
+
     valleys = np.flatnonzero(table == minimum_filter(table, 3, mode="nearest")) if axes else np.array([0])
     _, first = np.unique(np.log(np.maximum(values[valleys], 1e-300)).round(9), return_index=True)
     return valleys[first][:most]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 from scipy.optimize import brentq
 
 from dataeff.errors import InputError
@@ -55,7 +55,7 @@ def interval(fitted: Fit, *, level: float = 0.9, sd: float | None = None, freedo
         degrees = "one degree" if spare == 1 else f"{spare} degrees"
         reason = f"profile: the residuals have {degrees} of freedom, and F of 1 and {spare} widens the interval for it"
         sd, freedom = math.sqrt(fitted.objective / spare), spare
-    ceiling = fitted.objective * (1 + 1e-9) + sd**2 * stats.f.ppf(level, 1, min(freedom, 1e12))
+    ceiling = fitted.objective * (1 + 1e-9) + sd**2 * special.fdtri(1, min(freedom, 1e12), level)
     highest = 4 * max(best, float(fitted.y.max()))
     return Interval(_end(fitted, 0.0, ceiling), _end(fitted, highest, ceiling), reason)
 
@@ -70,7 +70,7 @@ def _bootstrap(fitted: Fit, level: float, resamples: int = 400) -> Interval:
     drawn = np.random.default_rng(0).multinomial(points, np.full(points, 1 / points), resamples)
     limits = [law.limit for law in refit_huber(fitted, drawn * fitted.weights)]
     spare = points - fitted.parameters
-    wider = math.sqrt(points / spare) * stats.t.isf((1 - level) / 2, spare) / stats.norm.isf((1 - level) / 2)
+    wider = math.sqrt(points / spare) * special.stdtrit(spare, (1 + level) / 2) / special.ndtri((1 + level) / 2)
     ends = fitted.law.limit + wider * (np.quantile(limits, [(1 - level) / 2, (1 + level) / 2]) - fitted.law.limit)
     return Interval(max(float(ends[0]), 0.0), float(ends[1]), f"bootstrap: {resamples} resamples of the {points} points")
 

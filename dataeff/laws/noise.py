@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from dataeff.laws.fit import Array
 
@@ -164,4 +164,4 @@ def excess(differences: Sequence[Array], variances: Sequence[float]) -> list[tup
 
 def least_of(points: int) -> float:
     """Return how many standard deviations the least of so many normal values is expected below their mean (Blom 1958)."""
-    return float(-stats.norm.ppf((1 - 0.375) / (points + 0.25))) if points > 1 else 0.0
+    return float(-special.ndtri((1 - 0.375) / (points + 0.25))) if points > 1 else 0.0

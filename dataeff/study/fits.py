@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from dataeff.errors import DatabaseError
 from dataeff.laws.chain import ASYMPTOTE, DATA_LAW, Budget, Quantity, chain, fit_curves
@@ -133,7 +133,7 @@ def ensemble_rows(ensembles: dict[str, Rows]) -> Rows:
             row |= {"value": law["e"], "interval_reason": why}
         if law["reason"] is None and why is None:
             error = math.sqrt(members - 1) * float(np.std([each["law"]["e"] for each in without]))
-            half = float(stats.t.ppf(0.95, members - 1)) * error
+            half = float(special.stdtrit(members - 1, 0.95)) * error
             row |= {"standard_error": error, "low": law["e"] - half, "high": law["e"] + half}
         rows.append(EMPTY | row)
     return rows

@@ -56,7 +56,7 @@ def test_without_noise_every_quantity_of_the_chain_is_that_of_the_known_laws():
 
 
 def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies():
-    """Of 100 simulated studies each; binomial noise widens what is let through. Whole studies: benchmarks/coverage.py."""
+    """Of 60 simulated studies each; binomial noise widens what is let through. Whole studies: benchmarks/coverage.py."""
     draw, hits = np.random.default_rng(0), []
     d = float(BUDGETS[1])
     truths = {
@@ -64,11 +64,11 @@ def test_ninety_percent_intervals_cover_the_truth_in_85_to_95_percent_of_studies
         ("better", None, "data_law"): 1.92,
         ("better", d, "data_efficiency"): true_ratio(d),
     }
-    for _ in range(100):
+    for _ in range(60):
         found = chain(study(draw, 0.003), "baseline", resamples=300)
         ends = [(found[key].interval(), truth) for key, truth in truths.items()]
         hits.append([(low or 0) <= truth <= (np.inf if high is None else high) for (low, high), truth in ends])
-    assert np.all(np.abs(np.mean(hits, axis=0) - 0.9) < 0.05 + 2 * 0.03), np.mean(hits, axis=0)
+    assert np.all(np.abs(np.mean(hits, axis=0) - 0.9) < 0.05 + 2 * 0.04), np.mean(hits, axis=0)
 
 
 def test_sizes_of_equal_parameters_count_once_each():
