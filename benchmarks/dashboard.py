@@ -6,18 +6,24 @@ The database is made by SQL in a temporary folder, in half a minute, or kept in 
 Seconds are medians of 5, from opening the file to Python values, as of a page's first visit; a page keeps them until the file
 is written again. The peer is MLflow's client on its SQLite store (where mlflow-skinny is installed) with the same runs, their
 parameters and losses, put there by SQL; of curves it holds the eight long ones alone. Both give what one page of a table needs,
-but of a curve MLflow gives every point, and dataeff at most 4,000.
+but of a curve MLflow gives every point, and dataeff at most 4,000. Where there is a Chromium, the pages are clicked through
+twice: seconds from a click until the page stands still, on a server that has just begun.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sqlite3
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,7 @@ from dataeff.records.store import Database
 from dataeff.reports import answer, laws, progress, runs, search
 from dataeff.study.fits import renew_fits
 
+PORT = 8612
 RUNS, POINTS, LONG, LONG_POINTS = 100_000, 31, 8, 30_000
 
 # Cells of 6 x 8 x 7 grid points, of which the search tried nearly all; runs follow one law with noise, and 1 of 50 diverged.
@@ -221,6 +228,45 @@ def compare(database: Database, folder: Path) -> None:
         print(f"{name:<40}{median(one):>9.3f}{median(other):>9.3f}")
 
 
+STANDS_STILL = """() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'
+    && !document.querySelector('[data-testid=stSkeleton]')
+    && document.querySelector('[data-testid=stMain]').innerText.length > 20"""
+
+
+def click_through(path: Path, chromium: str) -> None:
+    """Print how long each page takes to show in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "dataeff", "app", "--no-browser", "--port", str(PORT), "--database", str(path)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+
+        def seconds(go: Callable[[], Any]) -> float:
+            began = time.perf_counter()
+            go()
+            page.wait_for_timeout(50)  # until the script has begun
+            page.wait_for_function(STANDS_STILL, timeout=120_000)
+            return time.perf_counter() - began
+
+        try:
+            for _ in range(300):
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{PORT}/_stcore/health", timeout=1)
+                    break
+                time.sleep(0.1)
+            print(f"\nin Chromium: seconds{'first':>29}{'again':>9}")
+            print(f"{'Answer, the first page of the server':<40}{seconds(lambda: page.goto(f'http://127.0.0.1:{PORT}/')):>9.2f}")
+            names, links = ("Study", "Runs", "Laws", "SQL", "Answer"), page.locator("[data-testid=stSidebar] a")
+            rounds = [[seconds(links.filter(has_text=name).first.click) for name in names] for _ in "12"]
+            for name, first, again in zip(names, *rounds, strict=True):
+                print(f"{name:<40}{first:>9.2f}{again:>9.2f}")
+        finally:
+            browser.close()
+            server.terminate()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--database", type=Path, help="keep the database in this file; made unless it is there")
@@ -240,6 +286,8 @@ def main() -> None:
 
                 print(f"{name:<40}{median(once):>9.3f}")
         compare(database, Path(folder))
+        if chromium := shutil.which("chromium") or shutil.which("chromium-browser"):
+            click_through(path, chromium)
 
 
 if __name__ == "__main__":
