@@ -218,20 +218,20 @@ def _law(x: Array, losses: Array, noise: Array | None, effect: Array | float, sd
     noise, lost = np.where(lost, 0.0, noise) @ mean, lost @ (mean > 0)
     weights = (np.median(sd) / np.maximum(sd, 0.01 * np.median(sd))) ** 2 if (sd > 0).all() else counts
     fitted, rival = fit(PowerLaw, x, losses, weights=weights), fit(Exponential, x / x[0], losses, weights=weights)
-    misfit, of_rival = _misfit(fitted, sd), _misfit(rival, sd)
+    misfit, of_rival = birge_scale(fitted, sd), birge_scale(rival, sd)
     weight = _rival_weight(fitted, rival, min(misfit, of_rival) * sd) if (sd > 0).all() else 0.0
     taken = round(weight * len(noise))  # the first: resamples are in no order
     scale = np.where(np.arange(len(noise)) < taken, of_rival, misfit)[:, None]
     given = np.maximum(losses + scale * noise + np.reshape(effect, (-1, 1)), 0.0)
     rows = np.where(lost, 0, weights)
     rows[(rows > 0).sum(axis=1) < 3] = weights
-    laws = refit(PowerLaw, x, given, weights=rows).parameters
-    none, laws["tau"] = _no_limit(**laws), np.full(len(given), np.nan)
-    if taken:
-        by_rival = refit(Exponential, x / x[0], given[:taken], weights=rows[:taken]).parameters
-        for name, values in {**by_rival, "tau": by_rival["tau"] * x[0], "alpha": np.nan}.items():
-            laws[name][:taken] = values
-        none[:taken] = np.where((by_rival["a"] > 0) & (by_rival["e"] > 0), "", "points_do_not_fall")
+    laws = {name: np.full(len(given), np.nan) for name in ("a", "alpha", "tau", "e")}
+    for form, unit, part in ((Exponential, x[0], np.s_[:taken]), (PowerLaw, 1.0, np.s_[taken:])):
+        if len(given[part]):
+            for name, values in refit(form, x / unit, given[part], weights=rows[part]).parameters.items():
+                laws[name][part] = values
+    laws["tau"] *= x[0]
+    none = _no_limit(laws["a"], laws["alpha"], laws["e"])
     limits = np.where(np.isin(none, ["", "alpha_at_upper_bound"]) & ((~lost).sum(axis=1) >= 3), laws["e"], -np.inf)
     return Quantity(fitted.limit, _why_not(fitted), limits, int(np.sum(none != "")), fitted, laws, taken / len(given), misfit)
 
@@ -252,7 +252,7 @@ def _half_range(noise: Array) -> Array:
     return (high - low) / 2
 
 
-def _misfit(fitted: Fit, sd: Array) -> float:
+def birge_scale(fitted: Fit, sd: Array) -> float:
     """Return sqrt(chi-square / freedom) of the residuals where it is above 1, else 1: the scale factor of Birge 1932 (Phys.
     Rev. 40) and the Particle Data Group (Review of Particle Physics, introduction, section 5.2.2).
     """

@@ -24,6 +24,7 @@ from dataeff.laws.forms import ALPHA_BOUNDS, Form
 Array = NDArray[np.float64]
 DELTA = 1e-3  # where Huber's loss of log L turns from square to absolute: Hoffmann et al., arXiv 2203.15556, eq. 3
 GRID = {0: 1, 1: 64, 2: 40, 3: 16, 4: 8}  # values that are tried of each of theta's axes, by their number
+LOSSES = ("least_squares", "huber")
 NO_FREEDOM = "no_freedom"
 WARNINGS = {
     "points_do_not_fall": "the losses do not fall: exponents mean nothing and e is the mean",
@@ -99,7 +100,7 @@ def fit(form: type[Form], x: ArrayLike, y: ArrayLike, *, loss: str = "least_squa
     finite, x <= 0, y < 0, weights <= 0, rows of equal x, and too few points.
     """
     x, y, w = _checked(form, x, y, weights)
-    if loss not in ("least_squares", "huber") or (loss == "huber" and not np.all(y > 0)):
+    if loss not in LOSSES or (loss == "huber" and not np.all(y > 0)):
         raise InputError(f"loss '{loss}': valid are 'least_squares' and, where every y is above 0, 'huber'")
     problem = Projection(form, x, y[None], np.sqrt(w)[None])
     c, t, value, tried = (_huber if loss == "huber" else _least_squares)(problem)

@@ -69,14 +69,14 @@ class Claim:
 def read_claims(connection: duckdb.DuckDBPyConnection, study: str) -> list[Claim]:
     """Return the claims of a recorded study in the order of their declaration; none where it declares none."""
     row = connection.execute("SELECT spec->'claims', claims_since FROM study WHERE name = $1", [study]).fetchone()
-    claims, since = ({} if row is None else json.loads(each or "{}") or {} for each in row or (None, None))
+    claims, since = (json.loads(each or "{}") or {} for each in row or (None, None))
     return [_claim(connection, study, name, claim, since.get(name)) for name, claim in claims.items()]
 
 
 def _claim(connection: duckdb.DuckDBPyConnection, study: str, name: str, claim: dict[str, Any], since: str | None) -> Claim:
     declared = {key: claim[key] for key in ("better", "than", "at", "by")}
     after = None if since is None else datetime.fromisoformat(since)
-    rows = connection.execute(PAIRS, [study, *list(declared.values())[:3], after]).fetchall()
+    rows = connection.execute(PAIRS, [study, claim["better"], claim["than"], claim["at"], after]).fetchall()
     pairs = [row[2:] for row in rows if row[2] is not None]
     whole = [(own, other) for _, own, other, early in pairs if not early and None not in (own, other)]
     early = sum(pair[3] for pair in pairs)

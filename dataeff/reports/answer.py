@@ -185,8 +185,8 @@ def _caveats(connection: duckdb.DuckDBPyConnection, study: str, summary: Records
     one_seed = [row["recipe"] for row in noise if row["noise_sd"] is None]
     measured = [f"{r['recipe']} {r['noise_sd']:.4f} ({r['degrees_of_freedom']})" for r in noise if r["noise_sd"] is not None]
     lines += [f"Run-to-run noise, sd (degrees of freedom): {', '.join(measured)}."] if measured else []
-    alone = "One seed only, so no interval for single models"
-    alone = alone if _one_draw(summary) else "One run a draw, whose interval is of seed and draw together"
+    together = "One run a draw, whose interval is of seed and draw together"
+    alone = "One seed only, so no interval for single models" if _one_draw(summary) else together
     lines += [f"{alone}: {', '.join(one_seed)}."] if one_seed else []
     lines += [*_draws(summary), *_selection(connection, study), *_edges(summary)]
     (error,) = connection.execute(VALIDATION, [study]).fetchone()

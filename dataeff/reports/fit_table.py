@@ -3,7 +3,6 @@
 One row a group: the law, its limit with a 90% interval, and caveats. No study is needed, and nothing is recorded.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -16,13 +15,13 @@ import duckdb
 import numpy as np
 
 from dataeff.errors import InputError, QueryError, nearest
-from dataeff.laws.fit import WARNINGS, Fit, fit
+from dataeff.laws.chain import birge_scale
+from dataeff.laws.fit import LOSSES, WARNINGS, Fit, fit
 from dataeff.laws.forms import FORMS, Form, hold
 from dataeff.laws.intervals import Interval, interval
 from dataeff.records.queries import literal, query
 from dataeff.records.store import Database
 
-LOSSES = ("least_squares", "huber")
 MEMBERS = ("x counts 1, 2, 3, ...: losses of members of one ensemble share their noise, and then this interval is too narrow; "
            "the view ensemble_asymptote has the jackknife over members")  # fmt: skip
 NO_LOWER_END = "no lower end: a limit of 0 cannot be excluded"
@@ -78,11 +77,10 @@ def fit_table(
         except InputError as error:
             rows.append([*key, *[None] * (len(names) + 3), *counts, None, None, str(error)])
             continue
-        spare = max(fitted.points - fitted.parameters, 1)
-        scale = max(1.0, math.sqrt(fitted.objective / spare)) if law.loss == LOSSES[0] else 1.0
+        scale = 1.0 if sds is None or law.loss == "huber" else birge_scale(fitted, np.asarray(sds))
         ends, parameters = interval(fitted, sd=None if sds is None else scale), [getattr(fitted.law, name) for name in names]
         limit = [None] * 3 if fitted.limit is None else [fitted.limit, ends.low or None, ends.high]
-        doubts = _doubts(fitted, ends) + [WIDENED.format(scale)] * (sds is not None and scale > 1)
+        doubts = _doubts(fitted, ends) + [WIDENED.format(scale)] * (scale > 1)
         rows.append([*key, *parameters, *limit, *counts, fitted.rmse, ends.reason, "; ".join(doubts) or None])
         fits.append((" ".join(map(str, key)), fitted))
     if not fits:
@@ -111,7 +109,7 @@ def _doubts(fitted: Fit, ends: Interval) -> list[str]:
     if fitted.limit and ends.low == 0:
         doubts.append(NO_LOWER_END)
     if fitted.limit is not None and None not in (ends.low, ends.high) and np.all(fitted.y > 0):
-        other = LOSSES[fitted.loss == LOSSES[0]]
+        (other,) = {*LOSSES} - {fitted.loss}
         limit = fit(type(fitted.law), fitted.x, fitted.y, loss=other, weights=fitted.weights).law.limit
         if abs(limit - fitted.limit) > (ends.high - ends.low) / 2:
             doubts.append(f"--loss {other} gives the limit {limit:.4f}, more than half the interval away: a few points decide")

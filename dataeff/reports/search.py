@@ -38,7 +38,6 @@ FROM trial JOIN cell USING (cell_id) JOIN run USING (run_id)
 WHERE trial.cell_id = $1 ORDER BY number, role <> 'search', train_seed, data_seed, trial.run_id
 """
 
-
 PERTURBATION = """
 SELECT gamma, models, noises, base_loss, val_loss, rise, rise_error, reason FROM perturbation WHERE cell_id = $1 ORDER BY gamma
 """

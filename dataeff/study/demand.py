@@ -170,9 +170,17 @@ class Demand:
 
     def measures(self, run: Train) -> list[Perturb]:
         """Return what the study measures of a trained run."""
-        shared = self.study.training.model_dump(include={"validation_sequences", "precision"})
-        of = {"corpus": self.corpus, "model": Input(run), **shared}
-        return [Perturb(gammas=each.gammas, noises=each.noises, **of) for each in self.study.measures.values()]
+        return [
+            Perturb(
+                corpus=self.corpus,
+                model=Input(run),
+                gammas=each.gammas,
+                noises=each.noises,
+                validation_sequences=self.study.training.validation_sequences,
+                precision=self.study.training.precision,
+            )
+            for each in self.study.measures.values()
+        ]
 
     def member_inputs(self, cell: Cell, point: Point, origin: Origin | None = None) -> list[Input]:
         """Return the members as inputs; of snapshots the last, which is the run itself, comes first."""

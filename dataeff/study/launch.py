@@ -95,10 +95,8 @@ class Launch:
         name, now = self.spec.name, datetime.now(UTC)
         file = study_file(self.store, name)
         before = load_fact(StudyFact, file) if file.exists() else None
-        since = dict.fromkeys(self.spec.claims, now)
-        for each, claim in self.spec.claims.items():
-            if before and claim == before.spec.claims.get(each):
-                since[each] = before.claims_since.get(each, now)
+        known = {each for each, claim in self.spec.claims.items() if before and claim == before.spec.claims.get(each)}
+        since = {each: before.claims_since.get(each, now) if each in known else now for each in self.spec.claims}
         times = {"started_at": before.started_at if before else now, "updated_at": now, "claims_since": since}
         corpus = {key: getattr(self.demand, key) for key in ("corpus", "vocabulary", "separator")}
         fact = StudyFact(spec=self.spec, text=self.study.source, **corpus, **times)
@@ -185,17 +183,15 @@ class Launch:
             return False
         with self.database.read(LAST_FLUSH_SECONDS) as connection:
             claims = {claim.name: claim for claim in read_claims(connection, self.spec.name)}
-        left, flops = {}, {}
-        for name, claim in claims.items():
-            tried = sum(draw >= self.spec.draws for draw in claim.draws)
-            if len(claim.cells) == 2 and tried < self.spec.resources.claim_pairs:
-                left[name], flops[name] = claim, self.resolution.pair_flops(claim.cells, tried)
+        tried = {name: sum(draw >= self.spec.draws for draw in claim.draws) for name, claim in claims.items()}
+        most = self.spec.resources.claim_pairs
+        left = {name: claim for name, claim in claims.items() if len(claim.cells) == 2 and tried[name] < most}
+        flops = {name: self.resolution.pair_flops(claim.cells, tried[name]) for name, claim in left.items()}
         while len(self.queue) < self.queue.executor.slots:
             name = next_pair({each: claim.differences for each, claim in left.items()}, flops)
             if name is None:
                 break
-            claim = left.pop(name)  # a pair that cannot be had is not asked for twice
-            changed = self.resolution.ask(claim.cells, 1 + sum(draw >= self.spec.draws for draw in claim.draws))
+            changed = self.resolution.ask(left.pop(name).cells, tried[name] + 1)  # one that cannot be had is not asked for twice
             self._changed |= {state.cell.id: state for state in changed}
             self._submit(changed)
         return len(self.queue) > 0

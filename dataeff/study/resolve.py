@@ -87,7 +87,10 @@ class Resolution:
 
     def update(self, job_ids: Iterable[str], surfaces: Iterable[str] = ()) -> list[CellState]:
         """Work out again what depends on these jobs, and on runs of these surfaces; return the states that have changed."""
-        stale = {cell_id for name in (*job_ids, *surfaces) for cell_id in self._readers.get(name, ())}
+        return self._resolve_again({cell_id for name in (*job_ids, *surfaces) for cell_id in self._readers.get(name, ())})
+
+    def _resolve_again(self, stale: set[str]) -> list[CellState]:
+        """Work out again these cells, and those that build on one that changes; return the states that have changed."""
         changed = []
         for cell_id, before in self.states.items():
             if cell_id in stale and (state := _CellResolver(self, self.demand.cells[cell_id]).state()) != before:
@@ -97,14 +100,10 @@ class Resolution:
         return changed
 
     def ask(self, cell_ids: Iterable[str], pairs: int) -> list[CellState]:
-        """Have these cells want so many pairs of claims, which nothing else reads; return the states that have changed."""
-        changed = []
+        """Have these cells want so many pairs of claims; return the states that have changed."""
         for cell_id in cell_ids:
             self._pairs[cell_id] = max(pairs, self._pairs.get(cell_id, 0))
-            if (state := _CellResolver(self, self.demand.cells[cell_id]).state()) != self.states[cell_id]:
-                self.states[cell_id] = state
-                changed.append(state)
-        return changed
+        return self._resolve_again(set(cell_ids))
 
     def pairs_asked(self, cell: Cell) -> list[Origin]:
         return [origin for pair in self.demand.pairs(cell)[: self._pairs.get(cell.id, 0)] for origin in pair]
@@ -300,10 +299,8 @@ class _CellResolver:
         for origin in (self.demand.tuned, *self.demand.repeats(self.cell), *self.all.pairs_asked(self.cell)):
             runs, ensemble = self.demand.members(self.cell, best, origin=origin), self.demand.ensemble(self.cell, best, origin)
             losses = [self._loss(run.id) for run in runs]
-            for measure in (each for run, loss in zip(runs, losses, strict=True) if loss not in (None, math.inf)
-                            for each in self.demand.measures(run)):  # fmt: skip
-                self.all.reads(measure.id, self.cell)
-                jobs += [] if measure.id in self.results else [measure]
+            for run, loss in zip(runs, losses, strict=True):
+                jobs += [] if loss in (None, math.inf) else self._unmeasured(run)
             if None in losses or not ensemble:
                 jobs += [run for run, loss in zip(runs, losses, strict=True) if loss is None]
             elif math.inf in losses:
@@ -313,6 +310,13 @@ class _CellResolver:
                 jobs += [] if ensemble.id in self.results else [ensemble]
         jobs, problems = self._makeable(jobs)
         return jobs, [*notes, *problems]
+
+    def _unmeasured(self, run: Train) -> list[Job]:
+        """Return the measures of a run that are not recorded."""
+        measures = self.demand.measures(run)
+        for measure in measures:
+            self.all.reads(measure.id, self.cell)
+        return [measure for measure in measures if measure.id not in self.results]
 
     def _uses(self, results: Mapping[Point, float], optimum: Point | None = None) -> Iterator[Use]:
         """Yield the recorded jobs behind the points of the search, and behind its optimum."""
